@@ -1,0 +1,349 @@
+"""Every record that serveproof writes or reads: typed, strict, units in the names.
+
+Records are JSON files; reading one validates it, writing one is atomic (a temporary file in the same folder, then a
+rename), so a killed run leaves either the whole file or none. Imports neither torch nor polars: the Snakefile,
+compare.py and the command line read records too.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from serveproof.errors import UserError
+
+Status = Literal["passed", "failed", "skipped", "error"]
+VerdictName = Literal[
+    "met", "regressed", "too_good", "inconclusive", "skipped", "expired", "absent", "failed", "not_compared"
+]
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every record: immutable, keyword-only, an unknown field is an error."""
+
+
+class Estimate(Record):
+    """A figure with its confidence interval. `low <= value <= high`, all in `unit`."""
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    confidence: float = 0.95
+
+
+class Metric(Record):
+    """A counted or computed figure without an interval (bytes reserved, page faults)."""
+
+    value: float
+    unit: str
+    note: str = ""
+
+
+class Provenance(Record):
+    """Where a figure comes from: what code, what packages, what command, when."""
+
+    commit: str
+    dirty: bool
+    lock_file: str
+    lock_sha256: str
+    versions: dict[str, str]
+    driver: str
+    command: str
+    date_utc: str
+
+
+# --- hardware ---------------------------------------------------------------------------------------------------
+
+
+class DeviceState(Record):
+    """Clocks and throttle reasons of one device at one moment; None where the device does not tell."""
+
+    index: int
+    name: str
+    memory_bytes: int
+    sm_clock_mhz: int | None = None
+    sm_clock_max_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    power_w: float | None = None
+    throttle_reasons: list[str] = msgspec.field(default_factory=list)
+
+
+class Ceilings(Record):
+    """What this machine was measured to do at best; every roofline fraction divides by these."""
+
+    copy_bandwidth_bytes_per_s: float
+    read_bandwidth_bytes_per_s: float
+    matmul_flops_per_s: dict[str, float]
+    how: str
+
+
+class HardwareRecord(Record):
+    """results/{hardware}/hardware.json"""
+
+    key: str
+    device: Literal["cpu", "cuda"]
+    name: str
+    count: int
+    states: list[DeviceState]
+    driver: str
+    cuda: str
+    torch: str
+    python: str
+    cpu_model: str
+    cpu_count: int
+    host_memory_bytes: int
+    pressure_some_avg10_percent: float | None
+    ceilings: Ceilings
+    date_utc: str
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------
+
+
+class SideCheck(Record):
+    """One side's output against the reference, and whether the check rejects what it must reject.
+
+    relative_error: ||out - ref|| / ||ref||. element_error: max |out - ref| / (|ref| + rms(ref)).
+    must_fail: corruption name (zeros, negated, stale, shuffled) -> True when the check rejected it.
+    """
+
+    status: Status
+    reason: str = ""
+    relative_error: float | None = None
+    relative_bound: float | None = None
+    element_error: float | None = None
+    element_bound: float | None = None
+    must_fail: dict[str, bool] = msgspec.field(default_factory=dict)
+
+
+class VerifyCase(Record):
+    """One case (one set of axes) of a pair, both sides checked."""
+
+    case: str
+    tier: str
+    axes: dict[str, Any]
+    status: Status
+    reason: str
+    baseline: SideCheck
+    optimized: SideCheck
+
+
+class VerifyRecord(Record):
+    """results/{hardware}/pairs/{pair}/verify.json"""
+
+    pair: str
+    hardware: str
+    code_sha: str
+    cases: list[VerifyCase]
+
+
+class SideSummary(Record):
+    """One side of a passed measurement.
+
+    roofline_fraction: roofline time / measured time, from the measured ceilings; `bound_by` says which ceiling.
+    peak_memory_bytes: the inputs this side reads plus what it allocates, from a process of its own.
+    """
+
+    time: Estimate
+    roofline_fraction: Estimate
+    throughput: Estimate | None
+    peak_memory_bytes: int
+    backend: str
+    metrics: dict[str, Metric] = msgspec.field(default_factory=dict)
+
+
+class Timing(Record):
+    """How the times were taken."""
+
+    method: Literal["host_clock", "cuda_events", "cuda_graph", "cupti"]
+    processes: int
+    rounds: int
+    warmup_rounds: int
+    repeats_per_sample: int
+    discarded_rounds: int
+    discard_reasons: list[str]
+    l2_flush_bytes: int
+    threads: int
+    pressure_some_avg10_percent: float | None
+    seconds: float
+    plan: str = ""
+
+
+class MeasureCase(Record):
+    """One case measured. Times exist only when status is `passed`; otherwise `reason` says why not."""
+
+    case: str
+    tier: str
+    axes: dict[str, Any]
+    status: Status
+    reason: str
+    flops: float = 0.0
+    bytes: float = 0.0
+    dtype: str = ""
+    roofline_ms: float | None = None
+    bound_by: Literal["", "bytes", "flops"] = ""
+    speedup: Estimate | None = None
+    baseline: SideSummary | None = None
+    optimized: SideSummary | None = None
+    timing: Timing | None = None
+
+
+class MeasureRecord(Record):
+    """results/{hardware}/pairs/{pair}/measure.json; its samples lie beside it in samples.parquet.
+
+    samples.parquet columns: case str, process i64, round i64, side str, order i64, time_ms f64.
+    """
+
+    pair: str
+    hardware: str
+    code_sha: str
+    summary: str
+    cases: list[MeasureCase]
+    provenance: Provenance
+
+
+# --- accuracy ---------------------------------------------------------------------------------------------------
+
+
+class ModelRecord(Record):
+    """What prepare_model wrote beside the safetensors: results/inputs/model/model.json."""
+
+    name: str
+    source: str
+    source_sha256: str
+    license: str
+    parameters: int
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    context: int
+    stored_as: str
+    note: str
+
+
+class TextRecord(Record):
+    """What prepare_text wrote beside text.txt: results/inputs/text.json."""
+
+    name: str
+    source: str
+    sha256: str
+    license: str
+    characters: int
+    articles: int
+    note: str
+
+
+class PrecisionResult(Record):
+    """One precision's perplexity, and its paired differences per token (nats) with standard errors over windows.
+
+    relative_to_bf16: perplexity / bf16 perplexity - 1 in percent, with its interval; what the accuracy gate judges.
+    """
+
+    precision: str
+    description: str
+    compute_dtype: str
+    weight_bytes: int
+    nll_nats_per_token: float
+    perplexity: float
+    delta_to_fp32: Estimate
+    delta_to_fp32_standard_error: float
+    relative_to_bf16: Estimate
+    tokens_per_s: float
+
+
+class PerplexityRecord(Record):
+    """results/{hardware}/perplexity.json; per-token NLLs lie beside it in perplexity.parquet.
+
+    perplexity.parquet columns: precision str, window i64, position i64, token i64, nll_nats f32.
+    """
+
+    hardware: str
+    model: ModelRecord
+    text: TextRecord
+    window_tokens: int
+    stride_tokens: int
+    tokens: int
+    windows: int
+    precisions: list[PrecisionResult]
+    seconds: float
+
+
+# --- judging ----------------------------------------------------------------------------------------------------
+
+
+class Verdict(Record):
+    """One figure held against one expectation (or gate). subject: pair/case, or perplexity/precision."""
+
+    subject: str
+    metric: str
+    verdict: VerdictName
+    reason: str
+    unit: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    expected: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    source: str = ""
+
+
+class Judgement(Record):
+    """results/{hardware}/judgement.json"""
+
+    hardware: str
+    expectations_file: str
+    verdicts: list[Verdict]
+
+
+# --- reading and writing ----------------------------------------------------------------------------------------
+
+R = TypeVar("R", bound=Record)
+
+
+def read(path: Path | str, kind: type[R]) -> R:
+    """Read and validate one record. A missing, cut-short or foreign file is a UserError naming file and mend."""
+    try:
+        return msgspec.json.decode(Path(path).read_bytes(), type=kind)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `snakemake --cores all` to make it") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: not a whole {kind.__name__} ({error}); delete it and run `snakemake --cores all` again"
+        ) from None
+
+
+def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path), then rename onto path: the file is whole or absent, whatever kills the process."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def encode(record: Record) -> bytes:
+    """The record as indented JSON, one trailing newline."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def write(path: Path | str, record: Record) -> None:
+    """Write one record atomically."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(encode(record)))
