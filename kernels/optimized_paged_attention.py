@@ -2,8 +2,8 @@
 
 PagedAttention (Kwon et al., arXiv 2309.06180) keeps the KV cache in fixed-size pages, so a sequence reserves what it
 uses, rounded up to a page, and attention reads nothing else. On CUDA: flashinfer's paged decode (arXiv 2501.01005),
-the faster of its kernels by measurement when the closure is built. On a CPU: pages gathered by block table, sequences
-of like length batched together.
+the faster of its kernels by measurement when the closure is built. On a CPU: each sequence's pages gathered by its
+block table (flex_attention over the pool was measured slower: docs/pairs/paged_attention.md).
 """
 
 from __future__ import annotations
@@ -41,48 +41,27 @@ def build(inputs):
     return build_flashinfer(inputs) if inputs["q_BHD"].is_cuda else build_gather(inputs)
 
 
-def length_groups(pages_B, batch):
-    """Sequences in groups whose page counts lie within a quarter of each other: [(rows, most pages), ...]."""
-    rows = sorted(range(batch), key=lambda b: pages_B[b])
-    groups = []
-    for b in rows:
-        if groups and pages_B[b] <= 1.25 * pages_B[groups[-1][0]]:
-            groups[-1].append(b)
-        else:
-            groups.append([b])
-    return [(group, pages_B[group[-1]]) for group in groups]
-
-
 def build_gather(inputs):
-    """Per group of like lengths: gather its pages by the block table, then SDPA with the mask of the last pages."""
+    """Per sequence: gather its pages by the block table, then SDPA over its tokens alone, no mask.
+
+    The query heads that share a KV head are packed as that head's query rows, so keys are not repeated for GQA.
+    """
     q_BHD, k_NPHD, v_NPHD = inputs["q_BHD"], inputs["k_pages_NPHD"], inputs["v_pages_NPHD"]
-    page = k_NPHD.shape[1]
+    page, heads, D = k_NPHD.shape[1:]
     lengths = inputs["lengths_B"].tolist()
-    plans = []
-    for rows, pages in length_groups([-(-n // page) for n in lengths], len(lengths)):
-        index_G = torch.tensor(rows)
-        table_GP = inputs["block_table_BP"][index_G, :pages].long()
-        lengths_G = torch.tensor([lengths[b] for b in rows])
-        mask_G11S = (torch.arange(pages * page)[None] < lengths_G[:, None])[:, None, None, :]
-        mask_G11S = None if bool(mask_G11S.all()) else mask_G11S
-        plans.append((index_G, table_GP.flatten(), mask_G11S, (len(rows), pages * page, *k_NPHD.shape[2:])))
+    tables = [inputs["block_table_BP"][b, : -(-n // page)].long() for b, n in enumerate(lengths)]
 
     def run():
         out_BHD = torch.empty_like(q_BHD)
-        for index_G, table, mask_G11S, shape in plans:
-            k_GSHD, v_GSHD = k_NPHD.index_select(0, table).view(shape), v_NPHD.index_select(0, table).view(shape)
-            out_GH1D = F.scaled_dot_product_attention(
-                q_BHD[index_G][:, :, None],
-                k_GSHD.transpose(1, 2),
-                v_GSHD.transpose(1, 2),
-                attn_mask=mask_G11S,
-                enable_gqa=True,
-            )
-            out_BHD[index_G] = out_GH1D[:, :, 0]
+        for b, n in enumerate(lengths):
+            k_1HSD = k_NPHD.index_select(0, tables[b]).view(1, -1, heads, D)[:, :n].transpose(1, 2)
+            v_1HSD = v_NPHD.index_select(0, tables[b]).view(1, -1, heads, D)[:, :n].transpose(1, 2)
+            out_1HGD = F.scaled_dot_product_attention(q_BHD[b].view(1, heads, -1, D), k_1HSD, v_1HSD)
+            out_BHD[b] = out_1HGD.view(-1, D)
         return out_BHD
 
     run.backend = "gather by block table"
-    run.plan = "groups and page indices made once a step, shared by all layers"
+    run.plan = "page indices made once a step, shared by all layers"
     return run
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from serveproof.errors import UserError
+
+T = TypeVar("T")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -43,6 +45,22 @@ def _say(log: Path | None, message: str) -> None:
             file.write(message + "\n")
 
 
-def progress(total: int, description: str) -> Any:
+def progress(items: Iterable[T], description: str) -> tqdm[T]:
     """A tqdm bar on a terminal; silent elsewhere, where Snakemake's own log shows the progress."""
-    return tqdm(total=total, desc=description, disable=None, leave=False)
+    return tqdm(items, desc=description, disable=None, leave=False)
+
+
+def add_pair_options(made: argparse.ArgumentParser) -> None:
+    """The options of every script that runs a pair's cases."""
+    import msgspec
+
+    from serveproof.bench.worker import Case
+
+    def cases(text: str) -> list[Case]:
+        return msgspec.json.decode(text, type=list[Case])
+
+    made.add_argument("--key", required=True, help="the hardware key that the run is for")
+    made.add_argument("--pair", required=True, help="X of kernels/baseline_X.py and kernels/optimized_X.py")
+    made.add_argument("--cases", type=cases, required=True, help="JSON list of {case, tier, axes, tolerance_eps}")
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--seed", type=int, default=0)
