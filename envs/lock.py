@@ -30,7 +30,9 @@ def resolve_gpu(requirements: list[str]) -> dict[str, str]:
     """The same for a Linux machine with an NVIDIA driver."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-annotate", "--no-header"]
     command += ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28", "-"]
-    listed = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, input="\n".join(requirements)).stdout
+    listed = subprocess.run(
+        command, check=True, text=True, stdout=subprocess.PIPE, input="\n".join(requirements)
+    ).stdout
     pairs = [line.split(";")[0].strip().split("==") for line in listed.splitlines() if "==" in line]
     return {name.split("[")[0]: version for name, version in sorted(pairs)}
 

@@ -57,7 +57,11 @@ def causal_mask(S, device):
 
 def reference(inputs):
     """The same in float64 on a CPU, float32 on CUDA, head by head so that the scores of a long sequence fit."""
-    wide = torch.float32 if (inputs["x_BSE"] if inputs["x_BSE"] is not None else inputs["q_BHSD"]).is_cuda else torch.float64
+    wide = (
+        torch.float32
+        if (inputs["x_BSE"] if inputs["x_BSE"] is not None else inputs["q_BHSD"]).is_cuda
+        else torch.float64
+    )
     torch.backends.cuda.matmul.allow_tf32 = False
     raised = {k: v.to(wide) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     q_BHSD, k_BHSD, v_BHSD = project(raised)

@@ -112,8 +112,7 @@ def build_flashinfer(inputs):
         return chosen()
 
     run.backend = fastest
-    run.plan = (
-        "plan() outside the timed region: a served step plans once for all layers; fastest of "
-        + ", ".join(f"{name} {ms:.3f} ms" for name, ms in timed.items())
+    run.plan = "plan() outside the timed region: a served step plans once for all layers; fastest of " + ", ".join(
+        f"{name} {ms:.3f} ms" for name, ms in timed.items()
     )
     return run

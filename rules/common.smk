@@ -6,16 +6,14 @@ from pathlib import Path
 
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
-# Jobs import serveproof from this checkout, whatever environment they run in.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-)
 
 from serveproof import config as settings_of
 from serveproof.errors import UserError
-from serveproof.hardware.key import device_of
-from serveproof.runlock import hold_run_lock
+from serveproof.hardware.key import device_of, require
 from serveproof.sources import closure
+from serveproof.workflow import hold_run_lock, job_environment, source_files
+
+job_environment(ROOT)
 
 try:
     SETTINGS = settings_of.resolve(config, ROOT, workflow.cores)
@@ -27,17 +25,13 @@ DEVICE = device_of(HARDWARE)
 RESULTS = f"results/{HARDWARE}"
 PAIRS = sorted(SETTINGS.cases)
 THREADS = SETTINGS.threads
-# Under --sdm conda the environment's own python runs the jobs; else the one that runs Snakemake.
-CONDA = "conda" in {
-    str(m).rsplit(".", 1)[-1].lower()
-    for m in workflow.deployment_settings.deployment_method
-}
-PYTHON = "python" if CONDA else sys.executable
 ENVIRONMENT = "../envs/gpu.yaml" if DEVICE == "cuda" else "../envs/cpu.yaml"
 
 
 onstart:
     try:
+        if workflow.local_exec:
+            require(HARDWARE)
         RUN_LOCK = hold_run_lock(Path(".snakemake"))
     except UserError as error:
         sys.exit(f"serveproof: {error}")
@@ -53,23 +47,9 @@ def code_of(script, *more):
     return sorted({*closure(script, ROOT), *more})
 
 
-def source_files(setting):
-    """The files behind a `default`-or-path setting: a changed file of the user's reruns what read it."""
-    if setting == "default":
-        return []
-    path = Path(setting).expanduser()
-    return (
-        sorted(str(p) for p in path.iterdir() if p.is_file())
-        if path.is_dir()
-        else [str(path)]
-    )
-
-
 def kernels_of(wildcards):
     """The two files of a pair."""
-    return [
-        f"kernels/{side}_{wildcards.pair}.py" for side in ("baseline", "optimized")
-    ]
+    return [f"kernels/{side}_{wildcards.pair}.py" for side in ("baseline", "optimized")]
 
 
 def cases_of(wildcards):

@@ -8,12 +8,12 @@ rule hardware:
         f"{RESULTS}/hardware.json",
     log:
         f"{RESULTS}/logs/hardware.log",
+    conda:
+        ENVIRONMENT
+    threads: THREADS
     params:
         key=HARDWARE,
         threads=THREADS,
-    threads: THREADS
-    conda:
-        ENVIRONMENT
     shell:
-        "{PYTHON:q} scripts/hardware.py --key {params.key:q} --threads {params.threads}"
+        "python3 scripts/hardware.py --key {params.key:q} --threads {params.threads}"
         " --out {output:q} --log {log:q}"

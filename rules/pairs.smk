@@ -10,16 +10,16 @@ rule verify_pair:
         f"{RESULTS}/pairs/{{pair}}/verify.json",
     log:
         f"{RESULTS}/logs/verify_{{pair}}.log",
+    conda:
+        ENVIRONMENT
+    threads: THREADS
     params:
         key=HARDWARE,
         cases=cases_of,
         threads=THREADS,
         seed=MEASURE["seed"],
-    threads: THREADS
-    conda:
-        ENVIRONMENT
     shell:
-        "{PYTHON:q} scripts/verify_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
+        "python3 scripts/verify_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
         " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
         " --out {output:q} --log {log:q}"
 
@@ -35,16 +35,16 @@ rule measure_pair:
         samples=f"{RESULTS}/pairs/{{pair}}/samples.parquet",
     log:
         f"{RESULTS}/logs/measure_{{pair}}.log",
+    conda:
+        ENVIRONMENT
+    threads: THREADS
     params:
+        **MEASURE,
         key=HARDWARE,
         cases=cases_of,
         threads=THREADS,
-        **MEASURE,
-    threads: THREADS
-    conda:
-        ENVIRONMENT
     shell:
-        "{PYTHON:q} scripts/measure_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
+        "python3 scripts/measure_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
         " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
         " --processes {params.processes} --rounds {params.rounds}"
         " --warmup-rounds {params.warmup_rounds} --hardware {input.hardware:q}"

@@ -15,13 +15,13 @@ rule prepare_model:
         record=f"{MODEL}/model.json",
     log:
         "results/inputs/logs/prepare_model.log",
-    params:
-        source=SETTINGS.values["model"],
-        folder=MODEL,
     conda:
         ENVIRONMENT
+    params:
+        source=SETTINGS.values["model"],
+        folder=lambda wildcards, output: os.path.dirname(output.record),
     shell:
-        "{PYTHON:q} scripts/prepare_model.py --source {params.source:q} --out {params.folder:q}"
+        "python3 scripts/prepare_model.py --source {params.source:q} --out {params.folder:q}"
         " --log {log:q}"
 
 
@@ -34,12 +34,12 @@ rule prepare_text:
         record="results/inputs/text.json",
     log:
         "results/inputs/logs/prepare_text.log",
-    params:
-        source=SETTINGS.values["text"],
     conda:
         ENVIRONMENT
+    params:
+        source=SETTINGS.values["text"],
     shell:
-        "{PYTHON:q} scripts/prepare_text.py --source {params.source:q} --out-text {output.text:q}"
+        "python3 scripts/prepare_text.py --source {params.source:q} --out-text {output.text:q}"
         " --out-record {output.record:q} --log {log:q}"
 
 
@@ -47,6 +47,7 @@ rule perplexity_eval:
     input:
         rules.prepare_model.output,
         code=code_of("scripts/perplexity_eval.py"),
+        model_record=rules.prepare_model.output.record,
         text=rules.prepare_text.output.text,
         text_record=rules.prepare_text.output.record,
     output:
@@ -54,16 +55,16 @@ rule perplexity_eval:
         samples=f"{RESULTS}/perplexity.parquet",
     log:
         f"{RESULTS}/logs/perplexity_eval.log",
-    params:
-        model=MODEL,
-        key=HARDWARE,
-        threads=THREADS,
-        **PERPLEXITY,
-    threads: THREADS
     conda:
         ENVIRONMENT
+    threads: THREADS
+    params:
+        **PERPLEXITY,
+        model=lambda wildcards, input: os.path.dirname(input.model_record),
+        key=HARDWARE,
+        threads=THREADS,
     shell:
-        "{PYTHON:q} scripts/perplexity_eval.py --model {params.model:q} --text {input.text:q}"
+        "python3 scripts/perplexity_eval.py --model {params.model:q} --text {input.text:q}"
         " --text-record {input.text_record:q} --key {params.key:q}"
         " --precisions {params.precisions:q} --window-tokens {params.window_tokens}"
         " --stride-tokens {params.stride_tokens} --tokens {params.tokens}"

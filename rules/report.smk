@@ -13,14 +13,14 @@ rule judge:
         f"{RESULTS}/judgement.json",
     log:
         f"{RESULTS}/logs/judge.log",
+    conda:
+        ENVIRONMENT
     params:
         key=HARDWARE,
         expectations=EXPECTATIONS,
         max_increase_percent=SETTINGS.values["accuracy_gate"]["max_increase_percent"],
-    conda:
-        ENVIRONMENT
     shell:
-        "{PYTHON:q} scripts/judge.py --key {params.key:q} --expectations {params.expectations:q}"
+        "python3 scripts/judge.py --key {params.key:q} --expectations {params.expectations:q}"
         " --measured {input.measured:q} --perplexity {input.perplexity:q}"
         " --max-increase-percent {params.max_increase_percent} --out {output:q} --log {log:q}"
 
@@ -39,9 +39,9 @@ rule report:
         "reports/index.html",
     log:
         "reports/logs/report.log",
-    params:
-        results=RESULTS,
     conda:
         ENVIRONMENT
+    params:
+        results=lambda wildcards, input: os.path.dirname(input.hardware),
     shell:
-        "{PYTHON:q} scripts/report.py --results {params.results:q} --out {output:q} --log {log:q}"
+        "python3 scripts/report.py --results {params.results:q} --out {output:q} --log {log:q}"

@@ -48,7 +48,7 @@ def work(arguments: argparse.Namespace) -> None:
             states=states,
             driver=driver_version(),
             cuda=torch.version.cuda or "",
-            torch=torch.__version__,
+            torch=str(torch.__version__),
             python=platform.python_version(),
             cpu_model=cpu_model(),
             cpu_count=psutil.cpu_count() or 0,

@@ -44,7 +44,7 @@ def work(arguments: argparse.Namespace) -> None:
     if good:
         bar = script.progress(range(arguments.processes + 2), f"measure {pair.name}")
         with lease(device), bar:
-            timed, samples = measure.measure(job, arguments.processes, ceilings, lambda _: bar.update())
+            timed, samples = measure.measure(job, arguments.processes, ceilings, bar.update)
         records |= {record.case: record for record in timed}
     write_atomically(arguments.out_samples, lambda path: samples.write_parquet(path))
     write(

@@ -43,14 +43,16 @@ def read_yaml(path: Path) -> Any:
 def _line(error: jsonschema.ValidationError, name: str) -> str:
     """One line for one schema fault: file, key, what is wrong, the mend."""
     place = ".".join(str(part) for part in error.absolute_path)
+    instance: Any = error.instance
+    schema: dict[str, Any] = error.schema if isinstance(error.schema, dict) else {}
     if error.validator == "additionalProperties":
-        known = list(error.schema.get("properties", {}))
-        unknown = sorted(set(error.instance) - set(known))[0]
+        known = list(schema.get("properties", {}))
+        unknown = sorted({str(key) for key in instance} - set(known))[0]
         full = f"{place}.{unknown}" if place else unknown
         near = difflib.get_close_matches(unknown, known, n=1)
         mend = f"did you mean '{near[0]}'?" if near else f"there are: {', '.join(known)}"
         return f"{name}: unknown key '{full}'; {mend}"
-    described = error.schema.get("description", "") if isinstance(error.schema, dict) else ""
+    described = schema.get("description", "")
     hint = f" ({described})" if described else ""
     return f"{name}: key '{place or 'the whole file'}'{hint}: {error.message}"
 
@@ -91,7 +93,9 @@ def resolve(config: dict[str, Any], root: Path = pairs.ROOT, cores: int | None =
             raise UserError(f"config/config.yaml: key '{name}': {config[name]} doesn't exist; give a path or `default`")
     windows = config["perplexity"]
     if windows["stride_tokens"] >= windows["window_tokens"]:
-        raise UserError("config/config.yaml: key 'perplexity.stride_tokens': must be less than perplexity.window_tokens")
+        raise UserError(
+            "config/config.yaml: key 'perplexity.stride_tokens': must be less than perplexity.window_tokens"
+        )
     hardware = key.detect() if config["hardware"] == "auto" else config["hardware"]
     tiers = AUTO_TIERS[key.device_of(hardware)] if config["tiers"] == "auto" else tuple(config["tiers"])
     cases = {

@@ -14,7 +14,16 @@ from typing import Any
 import msgspec
 
 from serveproof.errors import UserError
-from serveproof.results import Estimate, MeasureCase, MeasureRecord, PerplexityRecord, Provenance, Record, Verdict, VerdictName
+from serveproof.results import (
+    Estimate,
+    MeasureCase,
+    MeasureRecord,
+    PerplexityRecord,
+    Provenance,
+    Record,
+    Verdict,
+    VerdictName,
+)
 
 MEASURED = "measured"
 
@@ -31,18 +40,22 @@ class Expectation(Record):
 
 
 class CaseExpectations(Record):
-    """The expectations of one case: valid for these axes and, when code_sha is set, for this code alone."""
+    """The expectations of one case: valid for these axes and, when code_sha is set, for this code alone.
+
+    iterations and provenance say how and on what it was measured; None for a published figure that we did not measure.
+    """
 
     axes: dict[str, Any]
     code_sha: str | None
     metrics: dict[str, Expectation]
+    iterations: str = ""
+    provenance: Provenance | None = None
 
 
 class Expectations(Record):
-    """expectations_{hardware}.json. provenance is None for figures that we did not measure."""
+    """expectations_{hardware}.json. A case that we did not measure has no provenance."""
 
     hardware: str
-    provenance: Provenance | None
     pairs: dict[str, dict[str, CaseExpectations]]
 
 
@@ -82,9 +95,7 @@ def load(path: Path) -> Expectations:
     return found
 
 
-def judge_interval(
-    figure: Estimate, lower: float, upper: float, higher_is_better: bool
-) -> tuple[VerdictName, str]:
+def judge_interval(figure: Estimate, lower: float, upper: float, higher_is_better: bool) -> tuple[VerdictName, str]:
     """Compare the whole interval with [lower, upper].
 
     met: inside. regressed: wholly on the worse side. too_good: wholly on the better side. Otherwise inconclusive.
@@ -182,9 +193,7 @@ def judge_accuracy(record: PerplexityRecord, max_increase_percent: float) -> lis
     return verdicts
 
 
-def updated(
-    old: Expectations | None, hardware: str, records: list[MeasureRecord], provenance: Provenance
-) -> Expectations:
+def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord]) -> Expectations:
     """Expectations from the cases that passed; what did not run, or did not pass, keeps its old entry."""
     device = "cpu" if hardware == "cpu" else "cuda"
     found = {pair: dict(cases) for pair, cases in (old.pairs if old else {}).items()}
@@ -197,19 +206,21 @@ def updated(
                 figure = METRICS[metric][1](case)
                 assert figure is not None  # noqa: S101 - a passed case has every figure
                 half = max(MARGINS[device] * figure.value, MARGIN_INTERVALS * (figure.high - figure.low) / 2)
-                date = record.provenance.date_utc[:10]
                 metrics[metric] = Expectation(
                     expected=figure.value,
                     lower=max(figure.value - half, figure.value / 10),
                     upper=figure.value + half,
                     unit=figure.unit,
                     source=MEASURED,
-                    note=f"{date}, commit {record.provenance.commit[:12]}, {_iterations(case)}",
                 )
             found.setdefault(record.pair, {})[case.case] = CaseExpectations(
-                axes=case.axes, code_sha=record.code_sha, metrics=metrics
+                axes=case.axes,
+                code_sha=record.code_sha,
+                metrics=metrics,
+                iterations=_iterations(case),
+                provenance=record.provenance,
             )
-    return Expectations(hardware=hardware, provenance=provenance, pairs=found)
+    return Expectations(hardware=hardware, pairs=found)
 
 
 def _iterations(case: MeasureCase) -> str:

@@ -23,8 +23,8 @@ VerdictName = Literal[
 ]
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of every record: immutable, an unknown field is an error."""
+class Record(msgspec.Struct, forbid_unknown_fields=True):
+    """Base of every record: typed fields, an unknown one is an error."""
 
 
 class Estimate(Record):
@@ -111,7 +111,7 @@ class HardwareRecord(Record):
 class SideCheck(Record):
     """One side's output against the reference, and whether the check rejects what it must reject.
 
-    relative_error: ||out - ref|| / ||ref||. element_error: max |out - ref| / (|ref| + rms(ref)).
+    relative_error: ||out - ref|| / ||ref||. element_error: max |out - ref| / (|ref| + rms of its row).
     must_fail: corruption name (zeros, negated, stale, shuffled) -> True when the check rejected it.
     """
 

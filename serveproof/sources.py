@@ -15,7 +15,7 @@ PACKAGE = "serveproof"
 
 
 def _imported_modules(path: Path) -> Iterator[str]:
-    """Dotted names of this package that `path` imports anywhere, `from a import b` also as `a.b` (b may be a module)."""
+    """Dotted names that `path` imports anywhere; `from a import b` also as `a.b`, for b may be a module."""
     for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

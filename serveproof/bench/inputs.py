@@ -1,4 +1,4 @@
-"""A pair's inputs: several value sets per case, refilled in place between iterations so that no cached output passes."""
+"""A pair's inputs: several value sets a case, refilled in place between calls so that no cached output passes."""
 
 from __future__ import annotations
 

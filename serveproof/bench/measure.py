@@ -1,4 +1,4 @@
-"""Measures one pair: starts the processes one after another, puts their samples together, judges them possible or not."""
+"""Measures one pair: starts the processes one after another, puts their samples together, summarizes each case."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def ratios_by_process(samples: pl.DataFrame, case: str) -> list[statistics.Float
         .sort("process", "round")
     )
     return [
-        np.exp((group["baseline"] - group["optimized"]).to_numpy()) for _, group in logs.group_by("process", maintain_order=True)
+        np.exp((group["baseline"] - group["optimized"]).to_numpy())
+        for _, group in logs.group_by("process", maintain_order=True)
     ]
 
 
@@ -102,9 +103,7 @@ def summarize(
             return msgspec.structs.replace(base, status=reply.status, reason=reply.reason)
     try:
         speedup = statistics.estimate_positive(ratios_by_process(samples, case.case), "x")
-        times = {
-            side: statistics.estimate_positive(times_by_process(samples, case.case, side), "ms") for side in SIDES
-        }
+        times = {side: statistics.estimate_positive(times_by_process(samples, case.case, side), "ms") for side in SIDES}
     except ValueError as error:
         reason = f"{error}; {len(timing.discard_reasons)} rounds were thrown away: {'; '.join(timing.discard_reasons)}"
         return msgspec.structs.replace(base, status="error", reason=reason)
@@ -113,7 +112,8 @@ def summarize(
     for side in SIDES:
         if roofline.too_fast(fractions[side]):
             reason = (
-                f"{side}: {times[side].value:.4g} ms is faster than the roofline allows ({least_ms:.4g} ms by {bound_by}): "
+                f"{side}: {times[side].value:.4g} ms is faster than the roofline allows "
+                f"({least_ms:.4g} ms by {bound_by}): "
                 f"the work is miscounted, the output is cached, or the ceilings were measured on a disturbed machine"
             )
             return msgspec.structs.replace(base, status="error", reason=reason)
@@ -150,7 +150,7 @@ def summarize(
 
 
 def measure(
-    job: worker.Job, processes: int, ceilings: Ceilings, progress: Callable[[str], None] = lambda _: None
+    job: worker.Job, processes: int, ceilings: Ceilings, progress: Callable[[], object] = lambda: None
 ) -> tuple[list[MeasureCase], pl.DataFrame]:
     """Time `job`'s cases in `processes` processes, probe each side's memory, and summarize each case."""
     started = time.monotonic()
@@ -158,11 +158,11 @@ def measure(
     replies = []
     for number in range(processes):
         replies.append(run_process(msgspec.structs.replace(job, seed=job.seed + 1000 * number)))
-        progress(f"process {number + 1} of {processes}")
+        progress()
     probes = {}
     for side in SIDES:
         probes[side] = {r.case: r for r in run_process(msgspec.structs.replace(job, mode="probe", side=side))}
-        progress(f"memory of {side}")
+        progress()
     samples = samples_frame(replies)
     seconds = time.monotonic() - started
     records = []

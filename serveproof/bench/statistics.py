@@ -29,7 +29,9 @@ def t_quantile(confidence: float, degrees: int) -> float:
     return float(t.ppf(0.5 + confidence / 2, degrees))
 
 
-def interval_of_logs(log_values_by_process: list[Floats], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+def interval_of_logs(
+    log_values_by_process: list[Floats], *, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
     """(estimate, half-width) of the logarithm. Each array holds one process's rounds; at least two values in all."""
     groups = [np.asarray(group, dtype=np.float64) for group in log_values_by_process if len(group)]
     if sum(map(len, groups)) < 2:
@@ -51,7 +53,9 @@ def interval_of_logs(log_values_by_process: list[Floats], *, confidence: float =
     return estimate, t_quantile(confidence, units - 1) * standard_error
 
 
-def estimate_positive(values_by_process: list[Floats], unit: str, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
+def estimate_positive(
+    values_by_process: list[Floats], unit: str, *, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
     """Estimate of a positive figure (a time, a ratio), on the logarithmic scale."""
     centre, half = interval_of_logs([np.log(group) for group in values_by_process], confidence=confidence, seed=seed)
     return Estimate(

@@ -1,8 +1,8 @@
 """Is an output right? Relative error, per-element error, and the four corruptions that the check must reject.
 
 Bounds come from the dtype: `tolerance_eps` (workloads.yaml) times the output dtype's machine epsilon bounds
-||out - ref|| / ||ref||; ELEMENT_FACTOR times that bounds each |out - ref| / (|ref| + rms(ref)), which catches one
-wrong row in a large output that the norm would average away.
+||out - ref|| / ||ref||; ELEMENT_FACTOR times that bounds each |out - ref| / (|ref| + rms of its row of ref), which
+catches one wrong row in a large output that the norm would average away, whatever the row's own scale.
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ CORRUPTIONS = ("zeros", "negated", "stale", "shuffled")
 
 
 def errors(output: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
-    """(relative, per-element) error of `output` against `reference`, same shape, computed in float64 by row blocks.
+    """(relative, per-element) error of `output` against `reference`, same shape; a row is the last dimension.
 
-    A NaN or infinity anywhere gives (inf, inf).
+    Computed in float64 by blocks of rows. A NaN or infinity anywhere gives (inf, inf).
     """
     if output.shape != reference.shape:
         raise ValueError(f"output has shape {tuple(output.shape)}, the reference {tuple(reference.shape)}")
-    out, ref = output.reshape(-1), reference.reshape(-1)
-    rms = float(torch.linalg.vector_norm(ref.float(), dtype=torch.float64)) / max(ref.numel(), 1) ** 0.5
+    out_RD, ref_RD = output.reshape(-1, output.shape[-1]), reference.reshape(-1, output.shape[-1])
+    norm = float(torch.linalg.vector_norm(ref_RD, dtype=torch.float64))
+    floor = 1e-3 * norm / max(ref_RD.numel(), 1) ** 0.5 + 1e-300  # a row of zeros has no scale of its own
     difference_squared, element = 0.0, 0.0
-    for start in range(0, ref.numel(), 2**24):  # blocks: a float64 copy of a large output would not fit beside it
-        o, r = out[start : start + 2**24].double(), ref[start : start + 2**24].double()
+    rows = max(1, 2**24 // ref_RD.shape[1])  # a float64 copy of a large output would not fit beside it
+    for out, ref in zip(out_RD.split(rows), ref_RD.split(rows), strict=True):
+        o, r = out.double(), ref.double()
         difference = (o - r).abs()
         if not bool(torch.isfinite(difference).all()):
             return float("inf"), float("inf")
         difference_squared += float((difference**2).sum())
-        element = max(element, float((difference / (r.abs() + rms + 1e-300)).max()))
-    return (difference_squared / max(ref.numel(), 1)) ** 0.5 / (rms + 1e-300), element
+        scale = r.abs() + r.square().mean(dim=-1, keepdim=True).sqrt() + floor
+        element = max(element, float((difference / scale).max()))
+    return difference_squared**0.5 / (norm + 1e-300), element
 
 
 def corrupt(kind: str, output: torch.Tensor, stale: torch.Tensor) -> torch.Tensor:
@@ -99,6 +102,4 @@ def verify_side(run: Run, refill: Refill, pair: Pair, tolerance_eps: float) -> S
 
 def build_sides(pair: Pair, refill: Refill) -> dict[str, Run]:
     """Both sides' closures on the same live inputs, each side seeing only the inputs it reads."""
-    return {
-        side: pair.side(side).build(restrict(pair.side(side), refill.live)) for side in ("baseline", "optimized")
-    }
+    return {side: pair.side(side).build(restrict(pair.side(side), refill.live)) for side in ("baseline", "optimized")}

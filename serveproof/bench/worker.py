@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def work(job: Job) -> Reply:
     one = time_case if job.mode == "time" else probe_case
     replies = []
     for case in job.cases:
-        replies.append(guarded(case.case, lambda case=case: one(pair, case, job)))  # type: ignore[misc]
+        replies.append(guarded(case.case, partial(one, pair, case, job)))
         if job.device == "cuda":
             torch.cuda.empty_cache()
     return Reply(cases=replies)

@@ -35,7 +35,7 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
     call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return float(start.elapsed_time(end)) / 1e3
 
 
 def best_seconds(call: Callable[[], object], device: str, budget_s: float, tries: int = 5) -> float:
@@ -100,7 +100,7 @@ def measure(device: str, budget_s: float = 0.4) -> Ceilings:
         how = f"CUDA events, best of repeated calls; bandwidth over {GPU_COPY_BYTES // MIB} MiB, matrices of {sizes}"
     return Ceilings(
         copy_bandwidth_bytes_per_s=copy,
-        # Reading can't be slower than copying: where torch's sum is compute-bound, the copy's rate is the truer ceiling.
+        # Where torch's sum is compute-bound the copy's rate is the truer ceiling: reading can't be slower.
         read_bandwidth_bytes_per_s=max(read, copy),
         matmul_flops_per_s=rates,
         how=how,

@@ -1,4 +1,4 @@
-"""What the machine says of itself at one moment: clocks, throttle reasons, pressure. Reads only; nothing sets a clock."""
+"""What the machine says of itself at one moment: clocks, throttle reasons, pressure. Reads only; sets nothing."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from serveproof.errors import UserError
 
@@ -16,7 +17,8 @@ from serveproof.errors import UserError
 _NOISE = re.compile(r"^(nvidia|geforce|tesla|graphics|device|\d+gb|hbm\d?e?|sxm\d?|generation)$")
 
 
-class Gpu(NamedTuple):
+@dataclass(frozen=True)
+class Gpu:
     """One visible GPU: its NVML index, UUID and product name."""
 
     index: int

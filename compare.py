@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Holds results/{hardware} against expectations_{hardware}.json: a table, and an exit code a nightly job can use.
+
+exit code 0: every figure met (or skipped, with its reason); 1: something regressed, failed, or is too good to
+believe; 2: bad input; 3: nothing regressed, but something could not be judged (absent, expired, inconclusive).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tabulate import tabulate
+
+from serveproof import config, expectations
+from serveproof.errors import UserError
+from serveproof.hardware import key
+from serveproof.results import MeasureRecord, PerplexityRecord, Verdict, encode, read, write_atomically
+
+ROOT = Path(__file__).resolve().parent
+SIGNS = {"met": "✓", "regressed": "✗", "failed": "✗", "too_good": "!", "skipped": "-"}
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """One line a verdict."""
+
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.4g}"
+
+    rows = [
+        (
+            f"{SIGNS.get(v.verdict, '?')} {v.verdict}",
+            v.subject,
+            v.metric,
+            number(v.value),
+            f"{number(v.low)} .. {number(v.high)}" if v.low is not None else "",
+            f"{number(v.lower)} .. {number(v.upper)}" if v.upper is not None else "",
+            v.unit,
+            v.source,
+            # a traceback's first line says nothing: its last one does
+            v.reason.strip().splitlines()[-1],
+        )
+        for v in verdicts
+    ]
+    heads = ("verdict", "subject", "metric", "value", "interval", "expected", "unit", "source", "reason")
+    return tabulate(rows, headers=heads, disable_numparse=True)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    hardware = arguments.hardware or key.detect()
+    folder = ROOT / "results" / hardware
+    records = [read(path, MeasureRecord) for path in sorted(folder.glob("pairs/*/measure.json"))]
+    if not records:
+        raise UserError(f"results/{hardware}: nothing measured here yet; run `snakemake --cores all`")
+    file = ROOT / f"expectations_{hardware}.json"
+    known = expectations.load(file) if file.exists() else None
+    if arguments.update_expectations:
+        known = expectations.updated(known, hardware, records)
+        write_atomically(file, lambda path: path.write_bytes(encode(known)))
+        print(f"{file.name}: rewritten from the cases that passed")
+    verdicts = expectations.judge_pairs(records, known, hardware)
+    perplexity = folder / "perplexity.json"
+    if perplexity.exists():
+        gate = config.read_yaml(ROOT / "config/config.yaml")["accuracy_gate"]["max_increase_percent"]
+        verdicts += expectations.judge_accuracy(read(perplexity, PerplexityRecord), gate)
+    print(table(verdicts))
+    return expectations.exit_code(verdicts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hardware", help="the hardware key whose results to compare; this machine's by default")
+    parser.add_argument(
+        "--update-expectations",
+        action="store_true",
+        help="rewrite expectations_{hardware}.json from the results that passed; what did not pass keeps its entry",
+    )
+    try:
+        sys.exit(compare(parser.parse_args()))
+    except UserError as error:
+        print(f"serveproof: {error}", file=sys.stderr)
+        sys.exit(expectations.EXIT_USAGE)
+
+
+if __name__ == "__main__":
+    main()
