@@ -36,7 +36,7 @@ def relative_to_bf16(record: PerplexityRecord, gates: dict[str, Verdict]) -> Cha
     y = alt.Y("precision:N", scale=alt.Scale(domain=frame["precision"].to_list()), title=None)
     x = alt.X(
         "percent:Q", title="perplexity relative to bf16 (%; right is worse)", scale=alt.Scale(zero=True, padding=10)
-    )
+    ).axis(tickCount=6)
     limits = frame.filter(pl.col("gate").is_not_null()).select("gate").unique()
     layers = [
         charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED).encode(x="zero:Q"),
@@ -75,9 +75,7 @@ def by_window(deltas: pl.DataFrame) -> Chart | None:
     order = deltas["precision"].unique(maintain_order=True).to_list()
     means = deltas.group_by("precision", maintain_order=True).agg(pl.col("delta_nats").mean())
     y = alt.Y("precision:N", scale=alt.Scale(domain=order), title=None)
-    x = alt.X("delta_nats:Q", title="loss − fp32's loss of the same window (nats a token; right is worse)").axis(
-        format="~g"
-    )
+    x = alt.X("delta_nats:Q", title="loss − fp32's loss (nats a token; right is worse)").axis(format="~g", tickCount=6)
     layers = [
         charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED).encode(x="zero:Q"),
         charts.base(kept)
@@ -88,7 +86,7 @@ def by_window(deltas: pl.DataFrame) -> Chart | None:
     drawn = "Every window" if kept.height == deltas.height else f"{kept.height} of {deltas.height} windows, evenly"
     words = (
         "Loss difference to fp32, window by window",
-        f"{drawn}: one circle a text window, the mean over the tokens that it counts; black tick: the mean of the "
+        f"{drawn}: one circle a text window, the mean over the tokens that it counts; upright bar: the mean of the "
         "windows. The spread is what the standard error in the table is computed from.",
         "Loss difference to fp32 by window, in nats a token; means: "
         + ", ".join(f"{precision} {significant(mean)}" for precision, mean in means.iter_rows()),

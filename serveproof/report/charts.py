@@ -62,7 +62,17 @@ def theme() -> dict[str, Any]:
             "labelLimit": 190,
             "labelOverlap": True,
         },
-        "legend": {**words, "orient": "top", "title": None, "symbolStrokeWidth": 2, "labelLimit": 260, "offset": 6},
+        "legend": {
+            **words,
+            "orient": "top",
+            "title": None,
+            "symbolStrokeWidth": 2,
+            "labelLimit": 260,
+            "offset": 6,
+            "symbolSize": 60,
+            "columnPadding": 8,
+            "layout": {"top": {"direction": "vertical", "anchor": "start"}},
+        },
         "text": {"fill": INK, "fontSize": 11},
         "rule": {"stroke": MUTED},
     }

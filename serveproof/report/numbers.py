@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 from serveproof.results import Estimate, Metric
 
@@ -22,11 +23,13 @@ UNITS = {
     "flops/s": ("rate", 1.0),
     "gflop/s": ("rate", 1e9),
     "tflop/s": ("rate", 1e12),
+    "flop": ("work", 1.0),
 }
 STEPS = {
     "time": [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")],
     "bytes": [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")],
     "bandwidth": [(1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s"), (1.0, "B/s")],
+    "work": [(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1.0, "FLOP")],
     "rate": [(1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1e6, "MFLOP/s"), (1.0, "FLOP/s")],
 }
 RATIO_UNITS = {"x", "×", "ratio", "speedup"}
@@ -90,7 +93,7 @@ def interval(value: float, low: float, high: float) -> tuple[str, str, str]:
     decimals = _decimals(value or largest, 3)
     width = high - low
     if width > 0:
-        decimals = max(decimals, min(_decimals(width, 2), _decimals(largest, 5)))
+        decimals = max(decimals, min(_decimals(width, 1), _decimals(largest, 5)))
     return plain(value, decimals), plain(low, decimals), plain(high, decimals)
 
 
@@ -138,6 +141,20 @@ def bounds(lower: float | None, upper: float | None) -> str:
     if upper is not None:
         return f"at most {significant(upper)}"
     return "none"
+
+
+def signed(value: float, decimals: int) -> str:
+    """A difference: always with its sign, but zero has none."""
+    text = plain(value, decimals)
+    return text if text.startswith("−") or not text.strip("0.") else f"+{text}"
+
+
+def moment(date_utc: str) -> str:
+    """An ISO time as people read it; what is not one stays as it is."""
+    try:
+        return datetime.fromisoformat(date_utc).astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    except ValueError:
+        return date_utc
 
 
 def count(value: float) -> str:

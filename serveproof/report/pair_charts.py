@@ -9,7 +9,7 @@ import polars as pl
 
 from serveproof.report import charts
 from serveproof.report.charts import Chart, Column
-from serveproof.report.numbers import UNITS, significant
+from serveproof.report.numbers import UNITS, scaled, significant
 from serveproof.report.summary import CaseRow
 from serveproof.results import Ceilings, MeasureCase
 
@@ -43,9 +43,7 @@ def speedups(rows: list[CaseRow]) -> Chart | None:
     every = [one for row in found for one in (row["low"], row["high"], row["lower"], row["upper"]) if one is not None]
     low, high = min([*every, 1.0]) / 1.08, max([*every, 1.0]) * 1.08
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
-    x = alt.X("speedup:Q", scale=scale, title="speedup, baseline time ÷ optimized time (×, log scale)").axis(
-        format="~g", tickCount=6
-    )
+    x = alt.X("speedup:Q", scale=scale, title="speedup (×, log scale)").axis(format="~g", tickCount=6)
     y = alt.Y("subject:N", scale=alt.Scale(domain=frame["subject"].to_list()), title=None)
     # An expectation that is open on one side is drawn to the edge of the chart.
     ranged = frame.filter(pl.col("lower").is_not_null() | pl.col("upper").is_not_null()).with_columns(
@@ -73,8 +71,9 @@ def speedups(rows: list[CaseRow]) -> Chart | None:
     )
     words = (
         "Speedup of every measured case",
-        "Diamond: the measured speedup. Line through it: its 95 % confidence interval (hierarchical bootstrap over "
-        "processes and rounds). Pale bar: the expected range, where there is one. Dashed line: no change (1×).",
+        "Diamond: the measured speedup, baseline time ÷ optimized time. Line through it: its 95 % confidence interval "
+        "(hierarchical bootstrap over processes and rounds). Pale bar: the expected range, where there is one. Dashed "
+        "line: no change (1×).",
         "Speedups with confidence intervals: "
         + "; ".join(f"{row['subject']} {significant(row['speedup'])} times, {row['verdict']}" for row in found[:12]),
     )
@@ -103,7 +102,7 @@ def samples(case: MeasureCase, frame: pl.DataFrame) -> Chart | None:
     log = low > 0 and high / low > 8
     scale = alt.Scale(type="log", nice=False, padding=8) if log else alt.Scale(zero=False, nice=True, padding=8)
     x = alt.X("time_ms:Q", scale=scale, title=f"time of one sample (ms{', log scale' if log else ''})").axis(
-        format="~g"
+        format="~g", tickCount=6
     )
     y = alt.Y("side:N", title=None, scale=alt.Scale(domain=["baseline", "optimized"], paddingInner=0.25))
     lane = alt.YOffset("process:O", scale=alt.Scale(domain=sorted(set(mine["process"]))))
@@ -131,8 +130,8 @@ def samples(case: MeasureCase, frame: pl.DataFrame) -> Chart | None:
     summary = mine.group_by("side", maintain_order=True).agg(pl.col("time_ms").median())
     words = (
         f"Samples of {case.case}",
-        f"{drawn}: one lane for each of {processes} processes; circles baseline, diamonds optimized; black tick: the "
-        "median of that process. The spread of dots is between rounds, the spread of ticks between processes.",
+        f"{drawn}, a lane for each of {processes} processes. Circle: baseline; diamond: optimized; upright bar: the "
+        "process's median.",
         f"Time samples of {case.case} in milliseconds; medians: "
         + ", ".join(f"{side} {significant(time)} ms" for side, time in summary.iter_rows()),
     )
@@ -159,35 +158,34 @@ def roofline(cases: list[MeasureCase], ceilings: Ceilings) -> Chart | None:
                     "case": case.case,
                     "side": name,
                     "intensity": case.flops / case.bytes,
-                    "tflops": case.flops / (side.time.value * seconds) / 1e12,
-                    "low": case.flops / (side.time.high * seconds) / 1e12,
-                    "high": case.flops / (side.time.low * seconds) / 1e12,
+                    "rate": case.flops / (side.time.value * seconds),
+                    "low": case.flops / (side.time.high * seconds),
+                    "high": case.flops / (side.time.low * seconds),
                     "fraction": side.roofline_fraction.value * 100,
                 }
             )
     if not found:
         return None
-    frame = pl.DataFrame(found)
     bandwidth = ceilings.read_bandwidth_bytes_per_s
     dtypes = sorted({case.dtype for case in cases if case.status == "passed" and case.flops > 0})
     rates = {dtype: ceilings.matmul_flops_per_s[dtype] for dtype in dtypes if dtype in ceilings.matmul_flops_per_s}
+    size, unit = scaled(max([*rates.values(), *(row["high"] for row in found)]), "flop/s")
+    frame = pl.DataFrame(found).with_columns(pl.col("rate", "low", "high") / size)
     ridges = [rate / bandwidth for rate in rates.values()]
     left = min([row["intensity"] for row in found] + ridges) / 4
     right = max([row["intensity"] for row in found] + ridges) * 4
     slope_end = max(ridges, default=right)
-    lines = [
-        {"ceiling": "read bandwidth", "intensity": at, "tflops": at * bandwidth / 1e12} for at in (left, slope_end)
-    ]
+    lines = [{"ceiling": "read bandwidth", "intensity": at, "rate": at * bandwidth / size} for at in (left, slope_end)]
     for dtype, rate in rates.items():
         lines += [
-            {"ceiling": f"matmul {dtype}", "intensity": at, "tflops": rate / 1e12} for at in (rate / bandwidth, right)
+            {"ceiling": f"matmul {dtype}", "intensity": at, "rate": rate / size} for at in (rate / bandwidth, right)
         ]
     x_scale = alt.Scale(type="log", domain=[left, right], nice=False)
     y_scale = alt.Scale(type="log", nice=False, padding=10)
     x = alt.X("intensity:Q", scale=x_scale, title="arithmetic intensity (FLOP/byte, log scale)").axis(
         format="~g", tickCount=6
     )
-    y = alt.Y("tflops:Q", scale=y_scale, title="TFLOP/s (log scale)").axis(format="~g", tickCount=6)
+    y = alt.Y("rate:Q", scale=y_scale, title=f"{unit} (log scale)").axis(format="~g", tickCount=6)
     ceiling_frame = pl.DataFrame(lines)
     roof = (
         charts.base(ceiling_frame)
@@ -209,8 +207,13 @@ def roofline(cases: list[MeasureCase], ceilings: Ceilings) -> Chart | None:
             y=y,
             color=charts.side_color(),
             shape=charts.side_shape(),
-            tooltip=["case:N", "side:N", "intensity:Q", "tflops:Q", "fraction:Q"],
+            tooltip=["case:N", "side:N", "intensity:Q", "rate:Q", "fraction:Q"],
         )
+    )
+    name = (
+        charts.base(frame.filter(pl.col("side") == "optimized"))
+        .mark_text(align="left", dx=8, fontSize=10, limit=110, aria=False)
+        .encode(x=x, y=y, text="case:N")
     )
     missing = [dtype or "of no named dtype" for dtype in dtypes if dtype not in rates]
     note = f" No matmul rate was measured for {', '.join(missing)}, so that ceiling is not drawn." if missing else ""
@@ -228,12 +231,12 @@ def roofline(cases: list[MeasureCase], ceilings: Ceilings) -> Chart | None:
         Column("case", "case"),
         Column("side", "side"),
         Column("intensity", "intensity (FLOP/byte)"),
-        Column("tflops", "achieved (TFLOP/s)"),
-        Column("low", "interval low (TFLOP/s)"),
-        Column("high", "interval high (TFLOP/s)"),
+        Column("rate", f"achieved ({unit})"),
+        Column("low", f"interval low ({unit})"),
+        Column("high", f"interval high ({unit})"),
         Column("fraction", "of the roofline (%)"),
     ]
-    return charts.build([roof, spread, point], 260, words, frame, columns)
+    return charts.build([roof, spread, point, name], 260, words, frame, columns)
 
 
 def memory(cases: list[MeasureCase]) -> Chart | None:
@@ -262,23 +265,23 @@ def memory(cases: list[MeasureCase]) -> Chart | None:
         scale=alt.Scale(domain=kinds_found, range=[palette[kind] for kind in kinds_found]),
         legend=alt.Legend() if len(kinds_found) > 1 else None,
     )
+    room = 1.14 * max(one["megabytes"] for one in found)
     every_row = frame["row"].unique(maintain_order=True).to_list()
     y = alt.Y("row:N", title=None, scale=alt.Scale(domain=every_row, paddingInner=0.3))
     lane = alt.YOffset("kind:N", scale=alt.Scale(domain=kinds_found))
-    x = alt.X("megabytes:Q", title="memory (MB)", scale=alt.Scale(zero=True, padding=34)).axis(format="~s", tickCount=5)
+    x = alt.X("megabytes:Q", title="memory (MB)", scale=alt.Scale(domain=[0, room])).axis(format="~s", tickCount=5)
     bars = charts.base(frame).mark_bar().encode(x=x, y=y, yOffset=lane, color=color)
     label = (
         charts.base(frame)
         .mark_text(align="left", dx=4, aria=False)
         .encode(x=x, y=y, yOffset=lane, text=alt.Text("megabytes:Q", format=",.3~r"))
     )
-    kv = (
-        " KV reserved: bytes held for the cache; KV used: bytes of it that hold tokens." if len(kinds_found) > 1 else ""
-    )
+    more = " KV reserved: bytes held for the cache; KV used: those of them that hold tokens. Bars of a row stand in "
+    more += f"the order {', '.join(kinds_found)}."
     words = (
         "Memory",
         "Peak: the inputs that this side reads plus all it allocates, in a process of its own; a count, so it has no "
-        f"interval.{kv} Bars of a row stand in the order {', '.join(kinds_found)}.",
+        f"interval.{more if len(kinds_found) > 1 else ''}",
         "Memory in megabytes: "
         + "; ".join(f"{row['row']} {row['kind']} {significant(row['megabytes'])}" for row in found[:12]),
     )

@@ -22,7 +22,18 @@ from serveproof.report import accuracy_charts, charts, numbers, pair_charts, sum
 from serveproof.report.charts import Chart
 from serveproof.report.data import Machine, PairResults
 from serveproof.report.summary import CaseRow, Headline
-from serveproof.results import Provenance, Verdict
+from serveproof.results import MeasureCase, Metric, Provenance, Verdict
+
+
+@dataclass(frozen=True)
+class CountedRow:
+    """One counted figure of one case, both sides beside each other."""
+
+    case: str
+    name: str
+    baseline: Metric | None
+    optimized: Metric | None
+    note: str
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class PairView:
     samples: dict[str, Chart]
     roofline: Chart | None
     memory: Chart | None
-    metric_names: list[str]
+    counted: list[CountedRow]
 
 
 @dataclass(frozen=True)
@@ -56,15 +67,25 @@ def view_pair(machine: Machine, pair: PairResults) -> PairView:
     """Draw the charts of one pair."""
     cases = pair.measure.cases if pair.measure else []
     drawn = {case.case: pair_charts.samples(case, pair.samples) for case in cases if case.status == "passed"}
-    sides = [side for case in cases for side in (case.baseline, case.optimized) if side is not None]
     return PairView(
         results=pair,
         rows=summary.pair_rows(machine, pair),
         samples={case: chart for case, chart in drawn.items() if chart is not None},
         roofline=pair_charts.roofline(cases, machine.hardware.ceilings),
         memory=pair_charts.memory(cases),
-        metric_names=list(dict.fromkeys(name for side in sides for name in side.metrics)),
+        counted=[row for case in cases if case.status == "passed" for row in counted_rows(case)],
     )
+
+
+def counted_rows(case: MeasureCase) -> list[CountedRow]:
+    """The counted figures of one case, in the order of the records."""
+    left = case.baseline.metrics if case.baseline else {}
+    right = case.optimized.metrics if case.optimized else {}
+    rows = []
+    for name in dict.fromkeys([*left, *right]):
+        notes = dict.fromkeys(side[name].note for side in (left, right) if name in side and side[name].note)
+        rows.append(CountedRow(case.case, name.replace("_", " "), left.get(name), right.get(name), "; ".join(notes)))
+    return rows
 
 
 def view_machine(machine: Machine, number: int) -> MachineView:
@@ -140,6 +161,8 @@ def _environment() -> jinja2.Environment:
         metric=numbers.metric,
         significant=numbers.significant,
         count=numbers.count,
+        signed=numbers.signed,
+        moment=numbers.moment,
         axes=words.axes_text,
         badge=words.badge,
         gate_badge=words.gate_badge,

@@ -93,7 +93,7 @@ def machine_rows(hardware: HardwareRecord) -> list[tuple[str, str]]:
         ("torch", hardware.torch),
         ("Python", hardware.python),
         ("CPU pressure", "not told by this system" if pressure is None else _pressure(pressure)),
-        ("examined", hardware.date_utc),
+        ("examined", numbers.moment(hardware.date_utc)),
     ]
 
 

@@ -161,7 +161,7 @@ def passed(
     case: str, baseline_ms: float, optimized_ms: float, axes: dict[str, Any], kv: bool, text: str
 ) -> MeasureCase:
     """A case that was measured; kv adds the cache's figures."""
-    roofline_ms = optimized_ms * 0.47
+    roofline_ms = optimized_ms * (0.47 + 0.06 * (len(case) % 5))
     left = {"kv_bytes_reserved": Metric(value=402e6, unit="bytes"), "kv_bytes_used": Metric(value=131e6, unit="bytes")}
     left |= {"fragmentation": Metric(value=0.674, unit="fraction"), "page_faults": Metric(value=18234, unit="faults")}
     right = {"kv_bytes_reserved": Metric(value=139e6, unit="bytes"), "kv_bytes_used": Metric(value=131e6, unit="bytes")}
@@ -175,7 +175,7 @@ def passed(
         axes=axes,
         status="passed",
         reason="",
-        flops=roofline_ms * 1e-3 * 90e9,
+        flops=roofline_ms * 1e-3 * 21.7e9 * (0.5 if kv else 0.9 * len(case) - 2),
         bytes=roofline_ms * 1e-3 * 21.7e9,
         dtype="float32",
         roofline_ms=roofline_ms,
