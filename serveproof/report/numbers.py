@@ -39,7 +39,9 @@ FRACTION_UNITS = {"fraction", "1", ""}
 def _decimals(value: float, digits: int) -> int:
     if value == 0 or not math.isfinite(value):
         return 0
-    return max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    # Rounded first: 0.9997 to three digits is 1.00.
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    return max(0, digits - 1 - exponent)
 
 
 def plain(value: float, decimals: int) -> str:
@@ -69,6 +71,7 @@ def scaled(value: float, unit: str) -> tuple[float, str]:
     family, size = known
     base = abs(value) * size
     for step, name in STEPS[family]:
+        # 999.7 µs would round to 1000 µs: it is 1.00 ms.
         if base >= step * 0.9995:
             return step / size, name
     step, name = STEPS[family][-1] if base > 0 else (size, unit)
@@ -82,9 +85,8 @@ def figure(value: float, unit: str) -> str:
     if unit in {"%", "percent"}:
         return f"{significant(value)} %"
     divisor, name = scaled(value, unit)
-    # The tiny excess of 0.9995 keeps 999.7 µs from reading "1000 µs".
-    text = significant(float(f"{value / divisor:.12g}")) if divisor != 1 else significant(value)
-    return f"{text}\u00a0{name}".strip()
+    # Without the rounding, 21.7e9 / 1e9 would not be seen as 21.7, nor 2e9 / 1e9 as whole.
+    return f"{significant(float(f'{value / divisor:.12g}'))}\u00a0{name}".strip()
 
 
 def interval(value: float, low: float, high: float) -> tuple[str, str, str]:
@@ -135,7 +137,8 @@ def metric(one: Metric) -> str:
 def bounds(lower: float | None, upper: float | None) -> str:
     """An expectation's range; an open side is said in words."""
     if lower is not None and upper is not None:
-        return f"[{significant(lower)}, {significant(upper)}]"
+        decimals = 0 if lower.is_integer() and upper.is_integer() else max(_decimals(lower, 3), _decimals(upper, 3))
+        return f"[{plain(lower, decimals)}, {plain(upper, decimals)}]"
     if lower is not None:
         return f"at least {significant(lower)}"
     if upper is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import altair as alt
@@ -211,9 +212,9 @@ def roofline(cases: list[MeasureCase], ceilings: Ceilings) -> Chart | None:
         )
     )
     name = (
-        charts.base(frame.filter(pl.col("side") == "optimized"))
-        .mark_text(align="left", dx=8, fontSize=10, limit=110, aria=False)
-        .encode(x=x, y=y, text="case:N")
+        charts.base(_point_names(frame))
+        .mark_text(align="left", dx=8, fontSize=10, limit=150, aria=False)
+        .encode(x=x, y=y, text="names:N")
     )
     missing = [dtype or "of no named dtype" for dtype in dtypes if dtype not in rates]
     note = f" No matmul rate was measured for {', '.join(missing)}, so that ceiling is not drawn." if missing else ""
@@ -237,6 +238,20 @@ def roofline(cases: list[MeasureCase], ceilings: Ceilings) -> Chart | None:
         Column("fraction", "of the roofline (%)"),
     ]
     return charts.build([roof, spread, point, name], 260, words, frame, columns)
+
+
+def _point_names(frame: pl.DataFrame) -> pl.DataFrame:
+    """One label for each optimized point; points too near for two labels share one."""
+    labels: list[dict[str, Any]] = []
+    for row in frame.filter(pl.col("side") == "optimized").sort("rate").to_dicts():
+        for label in labels:
+            near = abs(math.log(row["intensity"] / label["intensity"])) < 0.5
+            if near and abs(math.log(row["rate"] / label["rate"])) < 0.15:
+                label["names"] += f", {row['case']}"
+                break
+        else:
+            labels.append({"names": row["case"], "intensity": row["intensity"], "rate": row["rate"]})
+    return pl.DataFrame(labels)
 
 
 def memory(cases: list[MeasureCase]) -> Chart | None:

@@ -30,6 +30,7 @@ class CountedRow:
     """One counted figure of one case, both sides beside each other."""
 
     case: str
+    first: bool
     name: str
     baseline: Metric | None
     optimized: Metric | None
@@ -81,10 +82,12 @@ def counted_rows(case: MeasureCase) -> list[CountedRow]:
     """The counted figures of one case, in the order of the records."""
     left = case.baseline.metrics if case.baseline else {}
     right = case.optimized.metrics if case.optimized else {}
-    rows = []
+    rows: list[CountedRow] = []
     for name in dict.fromkeys([*left, *right]):
         notes = dict.fromkeys(side[name].note for side in (left, right) if name in side and side[name].note)
-        rows.append(CountedRow(case.case, name.replace("_", " "), left.get(name), right.get(name), "; ".join(notes)))
+        rows.append(
+            CountedRow(case.case, not rows, name.replace("_", " "), left.get(name), right.get(name), "; ".join(notes))
+        )
     return rows
 
 

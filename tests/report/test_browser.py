@@ -34,7 +34,7 @@ FLAGS = [
 DRAWN = "return document.documentElement.classList.contains('charts-drawn')"
 SIZES = """return [...document.querySelectorAll('figure.chart')].map(figure => {
   const box = figure.querySelector('.plot svg')?.getBoundingClientRect();
-  return [figure.querySelector('h4').textContent, box ? box.width : 0, box ? box.height : 0];
+  return [figure.querySelector('.chart-title').textContent, box ? box.width : 0, box ? box.height : 0];
 })"""
 INK = "return getComputedStyle(document.querySelector('.plot svg .role-axis-title text')).fill"
 
