@@ -41,14 +41,16 @@ def speedups(rows: list[CaseRow]) -> Chart | None:
         return None
     schema = {"lower": pl.Float64, "upper": pl.Float64}
     frame = pl.DataFrame(found, schema_overrides=schema, infer_schema_length=None)
-    every = [one for row in found for one in (row["low"], row["high"], row["lower"], row["upper"]) if one is not None]
-    low, high = min([*every, 1.0]) / 1.08, max([*every, 1.0]) * 1.08
+    # An expectation far from every measurement would squeeze those together; it is cut off at the chart's edge.
+    least, most = min(1.0, *(row["low"] for row in found)), max(1.0, *(row["high"] for row in found))
+    limits = [one for row in found for one in (row["lower"], row["upper"]) if one and least / 3 < one < most * 3]
+    low, high = min(least, *limits, most) / 1.08, max(most, *limits, least) * 1.08
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     x = alt.X("speedup:Q", scale=scale, title="speedup (×, log scale)").axis(format="~g", tickCount=6)
     y = alt.Y("subject:N", scale=alt.Scale(domain=frame["subject"].to_list()), title=None)
     # An expectation that is open on one side is drawn to the edge of the chart.
     ranged = frame.filter(pl.col("lower").is_not_null() | pl.col("upper").is_not_null()).with_columns(
-        pl.col("lower").fill_null(low), pl.col("upper").fill_null(high)
+        pl.col("lower").fill_null(low).clip(low, high), pl.col("upper").fill_null(high).clip(low, high)
     )
     band = (
         charts.base(ranged)
@@ -165,9 +167,9 @@ def roofline(cases: list[MeasureCase], ceilings: Ceilings) -> Chart | None:
                     "fraction": side.roofline_fraction.value * 100,
                 }
             )
-    if not found:
-        return None
     bandwidth = ceilings.read_bandwidth_bytes_per_s
+    if not found or bandwidth <= 0:
+        return None
     dtypes = sorted({case.dtype for case in cases if case.status == "passed" and case.flops > 0})
     rates = {dtype: ceilings.matmul_flops_per_s[dtype] for dtype in dtypes if dtype in ceilings.matmul_flops_per_s}
     size, unit = scaled(max([*rates.values(), *(row["high"] for row in found)]), "flop/s")
