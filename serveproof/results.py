@@ -23,8 +23,8 @@ VerdictName = Literal[
 ]
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every record: immutable, keyword-only, an unknown field is an error."""
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of every record: immutable, an unknown field is an error."""
 
 
 class Estimate(Record):
@@ -99,6 +99,7 @@ class HardwareRecord(Record):
     cpu_model: str
     cpu_count: int
     host_memory_bytes: int
+    cpu_clock_mhz: float | None
     pressure_some_avg10_percent: float | None
     ceilings: Ceilings
     date_utc: str

@@ -1,0 +1,75 @@
+# make report | test | bench | lint | lock | clean | help. Each sets up what it needs.
+#   make report PYTHON=/path/python             the Python that .venv is made with
+#   make report PYTHON=/path/python VENV=none   use that environment as it is: install nothing
+PYTHON ?= python3
+VENV   ?= .venv
+CORES  ?= all
+# more arguments for snakemake, e.g. ARGS="--configfile config/smoke.yaml"
+ARGS   ?=
+
+HAVE_GPU := $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi 2>/dev/null)
+LOCK     := envs/$(if $(HAVE_GPU),gpu,cpu).txt
+PIP      := -m pip install --quiet --disable-pip-version-check
+
+ifeq ($(VENV),none)
+  PY    := $(PYTHON)
+  READY :=
+  TESTS :=
+else
+  PY    := $(VENV)/bin/python
+  READY := $(VENV)/.ready
+  TESTS := $(VENV)/.tests
+endif
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.PHONY: report test bench lint lock clean help
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+report: $(READY) ## measure this machine and render reports/index.html
+	$(PY) -m snakemake --cores $(CORES) $(ARGS)
+	@echo "report: $(CURDIR)/reports/index.html"
+
+test: $(TESTS)   ## all tests, a real browser among them
+	@sh tests/install_browser.sh
+	$(PY) -m pytest $(ARGS)
+
+bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run
+	$(PY) scripts/detection_rates.py --samples results/*/pairs/*/samples.parquet
+
+lint: $(TESTS)   ## ruff, mypy, import contracts, snakefmt, snakemake --lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+	$(PY) -m snakefmt --check Snakefile rules
+	$(PY) -m snakemake --lint
+
+lock: $(TESTS)   ## resolve pyproject.toml into envs/*.txt
+	$(PY) $(PIP) uv
+	$(PY) envs/lock.py
+
+clean:           ## delete results and reports, keep published ones; the environment stays
+	rm -rf results build reports/index.html reports/logs
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'serveproof needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11')"
+	$(PYTHON) -m venv $(VENV)
+
+# Transformer Engine's PyTorch part is built against the torch that is there: torch first, then without isolation.
+$(VENV)/.ready: $(LOCK) pyproject.toml | $(VENV)/bin/python
+	@echo "installing $(LOCK) into $(VENV)"
+ifneq ($(HAVE_GPU),)
+	$(PY) $(PIP) setuptools wheel ninja pybind11 $$(grep -E '^torch==' $(LOCK))
+	$(PY) $(PIP) --no-build-isolation -r $(LOCK)
+else
+	$(PY) $(PIP) -r $(LOCK)
+endif
+	$(PY) $(PIP) --no-deps -e .
+	@touch $@
+
+$(VENV)/.tests: envs/test.txt $(VENV)/.ready
+	$(PY) $(PIP) -r envs/test.txt
+	@touch $@

@@ -1,0 +1,52 @@
+# Each pair: verified against its reference, then timed. A pair's status never stops the others.
+MEASURE = SETTINGS.values["measure"]
+
+
+rule verify_pair:
+    input:
+        code=code_of("scripts/verify_pair.py"),
+        kernels=kernels_of,
+    output:
+        f"{RESULTS}/pairs/{{pair}}/verify.json",
+    log:
+        f"{RESULTS}/logs/verify_{{pair}}.log",
+    params:
+        key=HARDWARE,
+        cases=cases_of,
+        threads=THREADS,
+        seed=MEASURE["seed"],
+    threads: THREADS
+    conda:
+        ENVIRONMENT
+    shell:
+        "{PYTHON:q} scripts/verify_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
+        " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
+        " --out {output:q} --log {log:q}"
+
+
+rule measure_pair:
+    input:
+        code=code_of("scripts/measure_pair.py"),
+        kernels=kernels_of,
+        hardware=rules.hardware.output[0],
+        verified=rules.verify_pair.output[0],
+    output:
+        record=f"{RESULTS}/pairs/{{pair}}/measure.json",
+        samples=f"{RESULTS}/pairs/{{pair}}/samples.parquet",
+    log:
+        f"{RESULTS}/logs/measure_{{pair}}.log",
+    params:
+        key=HARDWARE,
+        cases=cases_of,
+        threads=THREADS,
+        **MEASURE,
+    threads: THREADS
+    conda:
+        ENVIRONMENT
+    shell:
+        "{PYTHON:q} scripts/measure_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
+        " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
+        " --processes {params.processes} --rounds {params.rounds}"
+        " --warmup-rounds {params.warmup_rounds} --hardware {input.hardware:q}"
+        " --verified {input.verified:q} --out {output.record:q}"
+        " --out-samples {output.samples:q} --log {log:q}"

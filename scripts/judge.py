@@ -1,0 +1,38 @@
+"""Rule judge: holds every measured pair against expectations_{hardware}.json, and every precision against the gate.
+
+Needs measure.json of each pair and perplexity.json. Writes results.Judgement; a regression is a verdict there, not an
+error of this script (compare.py turns verdicts into an exit code).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from serveproof import expectations, script
+from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, read, write
+
+
+def work(arguments: argparse.Namespace) -> None:
+    known = expectations.load(arguments.expectations) if arguments.expectations.exists() else None
+    records = [read(path, MeasureRecord) for path in arguments.measured]
+    verdicts = expectations.judge_pairs(records, known, arguments.key)
+    if arguments.perplexity:
+        accuracy = read(arguments.perplexity, PerplexityRecord)
+        verdicts += expectations.judge_accuracy(accuracy, arguments.max_increase_percent)
+    write(arguments.out, Judgement(arguments.key, arguments.expectations.name if known else "", verdicts))
+
+
+def main() -> None:
+    parser = script.parser(__doc__ or "")
+    parser.add_argument("--key", required=True, help="the hardware key that the results are of")
+    parser.add_argument("--expectations", type=Path, required=True, help="may be absent: every figure is then `absent`")
+    parser.add_argument("--measured", type=Path, nargs="*", default=[], help="measure.json of each pair")
+    parser.add_argument("--perplexity", type=Path)
+    parser.add_argument("--max-increase-percent", type=float, default=2.0, help="the accuracy gate, against bf16")
+    parser.add_argument("--out", type=Path, required=True)
+    script.run(work, parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Peak memory and page faults of one side, in a process that runs nothing else."""
+
+from __future__ import annotations
+
+import gc
+import resource
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from serveproof.pairs import Inputs
+
+
+def tensor_bytes(inputs: Inputs) -> int:
+    """Bytes of the tensors among the inputs, each storage once."""
+    storages = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for value in inputs.values()
+        if isinstance(value, torch.Tensor)
+    }
+    return sum(storages.values())
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {key}")
+
+
+def _minor_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def peak_of(module: ModuleType, inputs: Inputs, device: str) -> tuple[int, int]:
+    """(peak bytes, host minor page faults) of allocating `inputs` anew, building and running twice.
+
+    On CUDA the caching allocator's peak; on a CPU the peak of the resident set above where it stood, with the kernel's
+    high-water mark reset first (proc(5), clear_refs value 5).
+    """
+    gc.collect()
+    if device == "cuda":
+        before_bytes = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+        before_bytes = _status_bytes("VmRSS")
+    faults = _minor_faults()
+    own = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+    run = module.build(own)
+    for _ in range(2):
+        run()
+    faults = _minor_faults() - faults
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _status_bytes("VmHWM")
+    return max(peak - before_bytes, tensor_bytes(own)), faults

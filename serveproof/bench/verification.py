@@ -1,0 +1,104 @@
+"""Is an output right? Relative error, per-element error, and the four corruptions that the check must reject.
+
+Bounds come from the dtype: `tolerance_eps` (workloads.yaml) times the output dtype's machine epsilon bounds
+||out - ref|| / ||ref||; ELEMENT_FACTOR times that bounds each |out - ref| / (|ref| + rms(ref)), which catches one
+wrong row in a large output that the norm would average away.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from serveproof.bench.inputs import Refill
+from serveproof.pairs import Pair, Run, restrict
+from serveproof.results import SideCheck
+
+# Rounding errors are about uniform: the largest of 1e8 stays near 6 of their standard deviations; doubled.
+ELEMENT_FACTOR = 12.0
+CORRUPTIONS = ("zeros", "negated", "stale", "shuffled")
+
+
+def errors(output: torch.Tensor, reference: torch.Tensor) -> tuple[float, float]:
+    """(relative, per-element) error of `output` against `reference`, same shape, computed in float64 by row blocks.
+
+    A NaN or infinity anywhere gives (inf, inf).
+    """
+    if output.shape != reference.shape:
+        raise ValueError(f"output has shape {tuple(output.shape)}, the reference {tuple(reference.shape)}")
+    out, ref = output.reshape(-1), reference.reshape(-1)
+    rms = float(torch.linalg.vector_norm(ref.float(), dtype=torch.float64)) / max(ref.numel(), 1) ** 0.5
+    difference_squared, element = 0.0, 0.0
+    for start in range(0, ref.numel(), 2**24):  # blocks: a float64 copy of a large output would not fit beside it
+        o, r = out[start : start + 2**24].double(), ref[start : start + 2**24].double()
+        difference = (o - r).abs()
+        if not bool(torch.isfinite(difference).all()):
+            return float("inf"), float("inf")
+        difference_squared += float((difference**2).sum())
+        element = max(element, float((difference / (r.abs() + rms + 1e-300)).max()))
+    return (difference_squared / max(ref.numel(), 1)) ** 0.5 / (rms + 1e-300), element
+
+
+def corrupt(kind: str, output: torch.Tensor, stale: torch.Tensor) -> torch.Tensor:
+    """The output replaced by zeros, by its negation, by the output of other inputs, or by a shuffle of itself."""
+    if kind == "zeros":
+        return torch.zeros_like(output)
+    if kind == "negated":
+        return -output
+    if kind == "stale":
+        return stale
+    generator = torch.Generator().manual_seed(0)
+    flat = output.reshape(-1)
+    return flat[torch.randperm(flat.numel(), generator=generator).to(flat.device)].reshape(output.shape)
+
+
+def check(output: torch.Tensor, reference: torch.Tensor, tolerance_eps: float) -> SideCheck:
+    """Hold one output against the reference; `passed` or `failed` with the figure that broke its bound."""
+    relative_bound = tolerance_eps * torch.finfo(output.dtype).eps
+    element_bound = ELEMENT_FACTOR * relative_bound
+    relative, element = errors(output, reference)
+    reason = ""
+    if not relative <= relative_bound:
+        reason = f"relative error {relative:.3g} exceeds {relative_bound:.3g}"
+    elif not element <= element_bound:
+        reason = f"an element's error {element:.3g} exceeds {element_bound:.3g}"
+    return SideCheck(
+        status="failed" if reason else "passed",
+        reason=reason,
+        relative_error=relative if relative != float("inf") else None,
+        relative_bound=relative_bound,
+        element_error=element if element != float("inf") else None,
+        element_bound=element_bound,
+    )
+
+
+def verify_side(run: Run, refill: Refill, pair: Pair, tolerance_eps: float) -> SideCheck:
+    """Run on one value set, refill in place, run again and check the second output; then the four corruptions."""
+    refill.next()
+    stale = run().clone()
+    refill.next()
+    output = run()
+    reference = pair.baseline.reference(refill.live)
+    result = check(output, reference, tolerance_eps)
+    rejected = {
+        kind: check(corrupt(kind, output, stale), reference, tolerance_eps).status == "failed" for kind in CORRUPTIONS
+    }
+    status, reason = result.status, result.reason
+    if status == "passed" and not all(rejected.values()):
+        accepted = ", ".join(kind for kind, ok in rejected.items() if not ok)
+        status, reason = "failed", f"the check accepts a wrong output ({accepted}): it can't fail, so it proves nothing"
+    return SideCheck(
+        status=status,
+        reason=reason,
+        relative_error=result.relative_error,
+        relative_bound=result.relative_bound,
+        element_error=result.element_error,
+        element_bound=result.element_bound,
+        must_fail=rejected,
+    )
+
+
+def build_sides(pair: Pair, refill: Refill) -> dict[str, Run]:
+    """Both sides' closures on the same live inputs, each side seeing only the inputs it reads."""
+    return {
+        side: pair.side(side).build(restrict(pair.side(side), refill.live)) for side in ("baseline", "optimized")
+    }

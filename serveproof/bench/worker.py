@@ -1,0 +1,154 @@
+"""One measuring process: reads a Job, runs it alone, writes a Reply. Started by serveproof.bench.measure.
+
+A process of its own per repetition makes memory layout, allocator state and back-end choice part of the spread.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from serveproof import pairs
+from serveproof.results import Record, Status
+
+
+class Case(Record):
+    """One case as config/workloads.yaml has it."""
+
+    case: str
+    tier: str
+    axes: dict[str, Any]
+    tolerance_eps: float
+
+
+class Job(Record):
+    """What one process is to do. mode `time` times both sides; `probe` measures one side's memory."""
+
+    mode: str
+    pair: str
+    cases: list[Case]
+    device: str
+    threads: int
+    rounds: int
+    warmup_rounds: int
+    seed: int
+    side: str = ""
+
+
+class CaseReply(Record):
+    """What came of one case; `samples` rows are (round, side, order, time_ms)."""
+
+    case: str
+    status: Status
+    reason: str = ""
+    samples: list[tuple[int, str, int, float]] = msgspec.field(default_factory=list)
+    repeats: int = 1
+    discard_reasons: list[str] = msgspec.field(default_factory=list)
+    l2_flush_bytes: int = 0
+    backends: dict[str, str] = msgspec.field(default_factory=dict)
+    plan: str = ""
+    peak_memory_bytes: int = 0
+    metrics: dict[str, tuple[float, str, str]] = msgspec.field(default_factory=dict)
+
+
+class Reply(Record):
+    """A process's answer, one CaseReply per case."""
+
+    cases: list[CaseReply]
+
+
+def guarded(case: str, work: Callable[[], CaseReply]) -> CaseReply:
+    """Run `work`; a refusal (NotImplementedError) is `skipped`, an exception is `error`; neither stops other cases."""
+    import torch
+
+    try:
+        return work()
+    except NotImplementedError as refusal:
+        return CaseReply(case=case, status="skipped", reason=str(refusal))
+    except torch.cuda.OutOfMemoryError as error:
+        return CaseReply(case=case, status="error", reason=f"out of memory: {str(error).splitlines()[0]}")
+    except Exception:
+        return CaseReply(case=case, status="error", reason=traceback.format_exc())
+
+
+def time_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
+    """Build both sides, take turns, check the outputs of the last timed calls."""
+    from serveproof.bench import inputs, timing, verification
+
+    refill = inputs.Refill(pair, case.axes, job.device, job.seed)
+    runs = verification.build_sides(pair, refill)
+    failures: list[str] = []
+
+    def check_last(side: str, output: Any) -> None:
+        result = verification.check(output, pair.baseline.reference(refill.live), case.tolerance_eps)
+        if result.status != "passed":
+            failures.append(f"{side}: the timed calls' output is wrong: {result.reason}")
+
+    taken = timing.take_turns(runs, refill, job.device, job.rounds, job.warmup_rounds, check_last)
+    return CaseReply(
+        case=case.case,
+        status="failed" if failures else "passed",
+        reason="; ".join(failures),
+        samples=[] if failures else [tuple(asdict(sample).values()) for sample in taken.samples],  # type: ignore[misc]
+        repeats=max(taken.repeats.values()),
+        discard_reasons=taken.discard_reasons,
+        l2_flush_bytes=taken.l2_flush_bytes,
+        backends={side: getattr(run, "backend", "") for side, run in runs.items()},
+        plan=getattr(runs["optimized"], "plan", ""),
+    )
+
+
+def probe_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
+    """Peak memory and page faults of one side alone: allocate the inputs it reads, build, run twice."""
+    from serveproof.bench import memory
+
+    module = pair.side(job.side)
+    inputs = pairs.restrict(module, pair.baseline.make_inputs(case.axes, job.device, job.seed))
+    peak_bytes, faults = memory.peak_of(module, inputs, job.device)
+    metrics = {
+        "page_faults": (
+            float(faults),
+            "faults",
+            "minor faults of the host process while it allocates this side's inputs, builds and runs twice"
+            + ("" if job.device == "cpu" else "; device memory is mapped when allocated and has no demand faults"),
+        )
+    }
+    if hasattr(module, "metrics"):
+        metrics.update(module.metrics(inputs))
+    return CaseReply(case=case.case, status="passed", peak_memory_bytes=peak_bytes, metrics=metrics)
+
+
+def work(job: Job) -> Reply:
+    """Do the job in this process."""
+    import torch
+
+    torch.set_num_threads(job.threads)
+    pair = pairs.load(job.pair)
+    refusal = pair.optimized.requires(job.device)
+    if refusal is not None:
+        return Reply(cases=[CaseReply(case=case.case, status="skipped", reason=refusal) for case in job.cases])
+    one = time_case if job.mode == "time" else probe_case
+    replies = []
+    for case in job.cases:
+        replies.append(guarded(case.case, lambda case=case: one(pair, case, job)))  # type: ignore[misc]
+        if job.device == "cuda":
+            torch.cuda.empty_cache()
+    return Reply(cases=replies)
+
+
+def main() -> None:
+    """python -m serveproof.bench.worker JOB.json REPLY.json"""
+    job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    Path(sys.argv[2]).write_bytes(msgspec.json.encode(work(job)))
+
+
+if __name__ == "__main__":
+    main()

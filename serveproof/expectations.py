@@ -1,0 +1,228 @@
+"""Results against expectations: loading, judging by interval, rewriting from results that passed. Never imports torch.
+
+expectations_{hardware}.json: pair -> case -> {axes, code_sha, metrics: metric -> {expected, lower, upper, unit,
+source}}. An expectation is for exactly its axes, and (when we measured it) for exactly its code: otherwise it has
+expired, and an expired one never passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from serveproof.errors import UserError
+from serveproof.results import Estimate, MeasureCase, MeasureRecord, PerplexityRecord, Provenance, Record, Verdict, VerdictName
+
+MEASURED = "measured"
+
+
+class Expectation(Record):
+    """One figure: what is expected, and the range outside which it is wrong. `source` says who measured it."""
+
+    expected: float
+    lower: float
+    upper: float
+    unit: str
+    source: str
+    note: str = ""
+
+
+class CaseExpectations(Record):
+    """The expectations of one case: valid for these axes and, when code_sha is set, for this code alone."""
+
+    axes: dict[str, Any]
+    code_sha: str | None
+    metrics: dict[str, Expectation]
+
+
+class Expectations(Record):
+    """expectations_{hardware}.json. provenance is None for figures that we did not measure."""
+
+    hardware: str
+    provenance: Provenance | None
+    pairs: dict[str, dict[str, CaseExpectations]]
+
+
+# metric -> (is higher better, the figure in a passed case)
+METRICS: dict[str, tuple[bool, Callable[[MeasureCase], Estimate | None]]] = {
+    "speedup": (True, lambda case: case.speedup),
+    "baseline_ms": (False, lambda case: case.baseline.time if case.baseline else None),
+    "optimized_ms": (False, lambda case: case.optimized.time if case.optimized else None),
+}
+# On a shared CPU no absolute time means anything: ratios only.
+CPU_METRICS = ("speedup",)
+# Half-widths of the range that --update-expectations writes, as shares of the figure: at least this, and at least
+# MARGIN_INTERVALS half-intervals.
+MARGINS = {"cpu": 0.25, "cuda": 0.03}
+MARGIN_INTERVALS = 2.0
+
+
+def load(path: Path) -> Expectations:
+    """Read and validate one file. UserError naming the file, the place and the mend."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=Expectations)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `python compare.py --update-expectations` writes one") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: wrong schema ({error}); mend that place, or write the file anew with "
+            f"`python compare.py --update-expectations`"
+        ) from None
+    for pair, cases in found.pairs.items():
+        for case, expectations in cases.items():
+            for metric, entry in expectations.metrics.items():
+                place = f"{path}: pairs.{pair}.{case}.metrics.{metric}"
+                if metric not in METRICS:
+                    raise UserError(f"{place}: unknown metric; there are {', '.join(METRICS)}")
+                if not 0 < entry.lower <= entry.expected <= entry.upper:
+                    raise UserError(f"{place}: needs 0 < lower <= expected <= upper")
+    return found
+
+
+def judge_interval(
+    figure: Estimate, lower: float, upper: float, higher_is_better: bool
+) -> tuple[VerdictName, str]:
+    """Compare the whole interval with [lower, upper].
+
+    met: inside. regressed: wholly on the worse side. too_good: wholly on the better side. Otherwise inconclusive.
+    """
+    if lower <= figure.low and figure.high <= upper:
+        return "met", "the interval lies within the expected range"
+    if figure.high < lower or figure.low > upper:
+        worse = (figure.high < lower) == higher_is_better
+        if worse:
+            return "regressed", "the whole interval lies on the worse side of the expected range"
+        return "too_good", "the whole interval lies beyond the expected range: better than believed, find out why"
+    return "inconclusive", "the interval straddles the expected range's edge: measure longer"
+
+
+def _verdict(subject: str, metric: str, verdict: VerdictName, reason: str, **figures: Any) -> Verdict:
+    return Verdict(subject=subject, metric=metric, verdict=verdict, reason=reason, **figures)
+
+
+def _judge_case(record: MeasureRecord, case: MeasureCase, entry: CaseExpectations | None) -> Iterator[Verdict]:
+    subject = f"{record.pair}/{case.case}"
+    if case.status == "skipped":
+        yield _verdict(subject, "speedup", "skipped", case.reason)
+        return
+    if case.status != "passed":
+        yield _verdict(subject, "speedup", "failed", f"{case.status}: {case.reason}")
+        return
+    metrics = dict(METRICS) if entry is None else {name: METRICS[name] for name in entry.metrics}
+    if entry is None:
+        metrics = {"speedup": METRICS["speedup"]}
+    for metric, (higher_is_better, figure_of) in metrics.items():
+        figure = figure_of(case)
+        assert figure is not None  # noqa: S101 - a passed case has every figure
+        seen = {"value": figure.value, "low": figure.low, "high": figure.high, "unit": figure.unit}
+        if entry is None:
+            yield _verdict(subject, metric, "absent", "no expectation for this case on this hardware", **seen)
+            continue
+        wanted = entry.metrics[metric]
+        seen |= {
+            "expected": wanted.expected,
+            "lower": wanted.lower,
+            "upper": wanted.upper,
+            "source": wanted.source,
+        }
+        if entry.axes != case.axes:
+            yield _verdict(subject, metric, "expired", "the expectation is for other axes", **seen)
+        elif entry.code_sha is not None and entry.code_sha != record.code_sha:
+            yield _verdict(subject, metric, "expired", "the pair's code changed since the expectation", **seen)
+        else:
+            verdict, reason = judge_interval(figure, wanted.lower, wanted.upper, higher_is_better)
+            yield _verdict(subject, metric, verdict, reason, **seen)
+
+
+def judge_pairs(records: list[MeasureRecord], expectations: Expectations | None, hardware: str) -> list[Verdict]:
+    """One verdict a case and metric. Expectations for another hardware are a UserError: they gate no other chip."""
+    if expectations is not None and expectations.hardware != hardware:
+        raise UserError(
+            f"expectations for '{expectations.hardware}' can't judge '{hardware}'; each hardware has its own file"
+        )
+    known = expectations.pairs if expectations else {}
+    return [
+        verdict
+        for record in records
+        for case in record.cases
+        for verdict in _judge_case(record, case, known.get(record.pair, {}).get(case.case))
+    ]
+
+
+def judge_accuracy(record: PerplexityRecord, max_increase_percent: float) -> list[Verdict]:
+    """The accuracy gate: each precision's perplexity against bf16's, by the paired interval."""
+    verdicts = []
+    for result in record.precisions:
+        if result.precision in ("fp32", "bf16"):
+            continue
+        figure = result.relative_to_bf16
+        verdict: VerdictName = "inconclusive"
+        reason = f"the interval straddles the gate of {max_increase_percent:g} %: score more tokens"
+        if figure.high <= max_increase_percent:
+            verdict, reason = "met", f"at most {max_increase_percent:g} % worse than bf16"
+        elif figure.low > max_increase_percent:
+            verdict, reason = "regressed", f"more than {max_increase_percent:g} % worse than bf16"
+        verdicts.append(
+            _verdict(
+                f"perplexity/{result.precision}",
+                "relative_to_bf16",
+                verdict,
+                reason,
+                unit=figure.unit,
+                value=figure.value,
+                low=figure.low,
+                high=figure.high,
+                upper=max_increase_percent,
+                source="accuracy_gate in config/config.yaml",
+            )
+        )
+    return verdicts
+
+
+def updated(
+    old: Expectations | None, hardware: str, records: list[MeasureRecord], provenance: Provenance
+) -> Expectations:
+    """Expectations from the cases that passed; what did not run, or did not pass, keeps its old entry."""
+    device = "cpu" if hardware == "cpu" else "cuda"
+    found = {pair: dict(cases) for pair, cases in (old.pairs if old else {}).items()}
+    for record in records:
+        for case in record.cases:
+            if case.status != "passed":
+                continue
+            metrics = {}
+            for metric in CPU_METRICS if device == "cpu" else METRICS:
+                figure = METRICS[metric][1](case)
+                assert figure is not None  # noqa: S101 - a passed case has every figure
+                half = max(MARGINS[device] * figure.value, MARGIN_INTERVALS * (figure.high - figure.low) / 2)
+                date = record.provenance.date_utc[:10]
+                metrics[metric] = Expectation(
+                    expected=figure.value,
+                    lower=max(figure.value - half, figure.value / 10),
+                    upper=figure.value + half,
+                    unit=figure.unit,
+                    source=MEASURED,
+                    note=f"{date}, commit {record.provenance.commit[:12]}, {_iterations(case)}",
+                )
+            found.setdefault(record.pair, {})[case.case] = CaseExpectations(
+                axes=case.axes, code_sha=record.code_sha, metrics=metrics
+            )
+    return Expectations(hardware=hardware, provenance=provenance, pairs=found)
+
+
+def _iterations(case: MeasureCase) -> str:
+    timing = case.timing
+    return f"{timing.processes} processes x {timing.rounds} rounds by {timing.method}" if timing else ""
+
+
+EXIT_MET, EXIT_REGRESSED, EXIT_USAGE, EXIT_NOT_JUDGED = 0, 1, 2, 3
+
+
+def exit_code(verdicts: list[Verdict]) -> int:
+    """0: all met or skipped. 1: something regressed, failed or is too good. 3: something could not be judged."""
+    names = {verdict.verdict for verdict in verdicts}
+    if names & {"regressed", "failed", "too_good"}:
+        return EXIT_REGRESSED
+    return EXIT_NOT_JUDGED if names & {"expired", "absent", "inconclusive"} or not names else EXIT_MET

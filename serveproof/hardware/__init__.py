@@ -1,0 +1,1 @@
+"""What machine this is: its key, its lease, its clocks, its measured ceilings."""

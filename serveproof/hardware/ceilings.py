@@ -1,0 +1,107 @@
+"""The machine's measured ceilings: what every roofline fraction divides by.
+
+A ceiling is the best of many tries, not their median: it must be what the machine can do when nothing disturbs it,
+for a kernel that beats it is called an error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from serveproof.results import Ceilings
+
+MIB = 2**20
+# On a CPU the last-level cache serves much of a small working set, and a pair's inputs may live there: the read
+# ceiling is the best over these sizes, the smallest of which still exceeds a core's private caches.
+CPU_SIZES_BYTES = (8 * MIB, 32 * MIB, 128 * MIB)
+GPU_COPY_BYTES = 4096 * MIB
+DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn),
+}
+
+
+def seconds_of(call: Callable[[], object], device: str) -> float:
+    """One call's time in seconds: events on CUDA, the host clock on a CPU."""
+    if device == "cpu":
+        started = time.perf_counter()
+        call()
+        return time.perf_counter() - started
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def best_seconds(call: Callable[[], object], device: str, budget_s: float, tries: int = 5) -> float:
+    """The fastest of at least `tries` calls within about budget_s seconds, after one warm-up call."""
+    seconds_of(call, device)
+    best, ended, done = float("inf"), time.perf_counter() + budget_s, 0
+    while done < tries or time.perf_counter() < ended:
+        best = min(best, seconds_of(call, device))
+        done += 1
+    return best
+
+
+def _bandwidths(device: str, budget_s: float) -> tuple[float, float]:
+    """Best copy (bytes read plus written) and read (row sums) bandwidth in bytes/s."""
+    sizes = CPU_SIZES_BYTES if device == "cpu" else (GPU_COPY_BYTES,)
+    copy = read = 0.0
+    for size in sizes:
+        source = torch.randn(size // (4 * 4096), 4096, device=device)
+        target = torch.empty_like(source)
+        sums = torch.empty(source.shape[0], device=device)
+        copy = max(copy, 2 * size / best_seconds(lambda t=target, s=source: t.copy_(s), device, budget_s))  # type: ignore[misc]
+        read = max(
+            read,
+            size / best_seconds(lambda s=source, o=sums: torch.sum(s, dim=1, out=o), device, budget_s),  # type: ignore[misc]
+        )
+    return copy, read
+
+
+def _matmul(dtype: torch.dtype, device: str, size: int) -> Callable[[], torch.Tensor]:
+    a = torch.randn(size, size, device=device)
+    b = torch.randn(size, size, device=device)
+    if dtype != torch.float8_e4m3fn:
+        a, b = a.to(dtype), b.to(dtype)
+        return lambda: a @ b
+    one = torch.ones((), device=device)
+    a8, b8 = a.to(dtype), b.to(dtype).t()
+    return lambda: torch._scaled_mm(a8, b8, scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+
+def measure(device: str, budget_s: float = 0.4) -> Ceilings:
+    """Measure copy and read bandwidth (bytes/s) and the dense matrix rate per dtype (FLOP/s) of `cpu` or `cuda`.
+
+    float32 means full float32 (TF32 off). A dtype whose product the device can't do is left out.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    copy, read = _bandwidths(device, budget_s)
+    sizes = (1024, 2048) if device == "cpu" else (4096, 8192)
+    rates: dict[str, float] = {}
+    for dtype in DTYPES[device]:
+        if device == "cuda" and dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
+            continue
+        name = str(dtype).removeprefix("torch.")
+        for size in sizes:
+            seconds = best_seconds(_matmul(dtype, device, size), device, budget_s)
+            rates[name] = max(rates.get(name, 0.0), 2 * size**3 / seconds)
+    if device == "cpu":
+        how = (
+            f"host clock, best of repeated calls, {torch.get_num_threads()} threads; bandwidth over "
+            f"{', '.join(str(size // MIB) for size in CPU_SIZES_BYTES)} MiB (caches count), matrices of {sizes}"
+        )
+    else:
+        how = f"CUDA events, best of repeated calls; bandwidth over {GPU_COPY_BYTES // MIB} MiB, matrices of {sizes}"
+    return Ceilings(
+        copy_bandwidth_bytes_per_s=copy,
+        # Reading can't be slower than copying: where torch's sum is compute-bound, the copy's rate is the truer ceiling.
+        read_bandwidth_bytes_per_s=max(read, copy),
+        matmul_flops_per_s=rates,
+        how=how,
+    )

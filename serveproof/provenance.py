@@ -1,0 +1,72 @@
+"""Where a figure comes from: commit, lock file, versions, driver, command, date."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+from serveproof.hardware.key import nvml
+from serveproof.results import Provenance
+
+# What can change a figure or a report, as far as it is installed.
+PACKAGES = (
+    "torch", "triton", "flashinfer-python", "transformer-engine", "cupti-python", "nsight-python", "nvtx",
+    "transformers", "tokenizers", "safetensors", "gguf", "mwparserfromhell", "numpy", "scipy", "polars", "snakemake",
+    "jinja2", "altair", "vl-convert-python", "msgspec",
+)  # fmt: skip
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what can change a figure, Python first; what is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version, or '' without one."""
+    library = nvml()
+    if library is None:
+        return ""
+    version = library.nvmlSystemGetDriverVersion()
+    return version.decode() if isinstance(version, bytes) else str(version)
+
+
+def _follows(lock: Path) -> bool:
+    """Whether every installed package of PACKAGES that the lock names has the lock's version."""
+    locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", lock.read_text(), re.M))
+    return all(version.split("+")[0] == locked.get(name, version) for name, version in versions().items())
+
+
+def collect(root: Path, command: str) -> Provenance:
+    """The provenance of a figure made now, in the checkout at `root`, by `command`.
+
+    An environment that doesn't follow the lock says so: lock_file then ends in ' (not followed)'.
+    """
+    driver = driver_version()
+    lock = root / "envs" / ("gpu.txt" if driver else "cpu.txt")
+    name = str(lock.relative_to(root))
+    return Provenance(
+        commit=_git(root, "rev-parse", "HEAD") or "unknown (not a git checkout)",
+        dirty=bool(_git(root, "status", "--porcelain")),
+        lock_file=name if _follows(lock) else f"{name} (not followed)",
+        lock_sha256=hashlib.sha256(lock.read_bytes()).hexdigest(),
+        versions=versions(),
+        driver=driver,
+        command=command,
+        date_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )

@@ -1,0 +1,66 @@
+"""What every script does around its work: a log file beside stderr, one-line errors, a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from serveproof.errors import UserError
+
+T = TypeVar("T")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with the option that every script has."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--log", type=Path, help="also write messages and errors to this file")
+    return made
+
+
+def run(work: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
+    """Do the work. A UserError is one line and exit code 2; anything else is a bug, with its traceback and code 1."""
+    if arguments.log:
+        arguments.log.parent.mkdir(parents=True, exist_ok=True)
+        arguments.log.write_text("")
+    try:
+        work(arguments)
+    except UserError as error:
+        _say(arguments.log, f"serveproof: {' '.join(str(error).split())}")
+        raise SystemExit(2) from None
+    except Exception:
+        _say(arguments.log, traceback.format_exc())
+        raise SystemExit(1) from None
+
+
+def _say(log: Path | None, message: str) -> None:
+    print(message, file=sys.stderr)
+    if log:
+        with log.open("a") as file:
+            file.write(message + "\n")
+
+
+def progress(items: Iterable[T], description: str) -> tqdm[T]:
+    """A tqdm bar on a terminal; silent elsewhere, where Snakemake's own log shows the progress."""
+    return tqdm(items, desc=description, disable=None, leave=False)
+
+
+def add_pair_options(made: argparse.ArgumentParser) -> None:
+    """The options of every script that runs a pair's cases."""
+    import msgspec
+
+    from serveproof.bench.worker import Case
+
+    def cases(text: str) -> list[Case]:
+        return msgspec.json.decode(text, type=list[Case])
+
+    made.add_argument("--key", required=True, help="the hardware key that the run is for")
+    made.add_argument("--pair", required=True, help="X of kernels/baseline_X.py and kernels/optimized_X.py")
+    made.add_argument("--cases", type=cases, required=True, help="JSON list of {case, tier, axes, tolerance_eps}")
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--seed", type=int, default=0)
