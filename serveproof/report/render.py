@@ -82,12 +82,12 @@ def counted_rows(case: MeasureCase) -> list[CountedRow]:
     """The counted figures of one case, in the order of the records."""
     left = case.baseline.metrics if case.baseline else {}
     right = case.optimized.metrics if case.optimized else {}
+    sides = (("baseline", left), ("optimized", right))
     rows: list[CountedRow] = []
     for name in dict.fromkeys([*left, *right]):
-        notes = dict.fromkeys(side[name].note for side in (left, right) if name in side and side[name].note)
-        rows.append(
-            CountedRow(case.case, not rows, name.replace("_", " "), left.get(name), right.get(name), "; ".join(notes))
-        )
+        notes = [f"{label}: {side[name].note}" for label, side in sides if name in side and side[name].note]
+        row = CountedRow(case.case, not rows, name.replace("_", " "), left.get(name), right.get(name), "; ".join(notes))
+        rows.append(row)
     return rows
 
 

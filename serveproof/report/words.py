@@ -38,6 +38,7 @@ METHODS = {
     "cuda_graph": "replays of a captured CUDA graph between CUDA events",
     "cupti": "CUPTI activity records: device time of the kernels alone",
 }
+REASONS_SHOWN = 6
 GATE_WORDS = {"met": "within the gate", "regressed": "beyond the gate"}
 
 
@@ -59,14 +60,16 @@ def axes_text(axes: dict[str, Any]) -> str:
 
 def timing_rows(timing: Timing) -> list[tuple[str, str]]:
     """Every field of a Timing in words."""
-    reasons = "; ".join(timing.discard_reasons)
+    shown = timing.discard_reasons[:REASONS_SHOWN]
+    more = len(timing.discard_reasons) - len(shown)
+    reasons = "; ".join([*shown, *([f"and {more} more"] if more else [])])
     flush = f"{numbers.figure(timing.l2_flush_bytes, 'bytes')} written outside the timed region before each sample"
     pressure = timing.pressure_some_avg10_percent
     rows = [
         ("clock", METHODS[timing.method]),
         ("processes", f"{timing.processes}, each started afresh"),
-        ("rounds", f"{timing.rounds} in a process, turns A B B A, after {timing.warmup_rounds} of warm-up"),
-        ("calls a sample", f"{timing.repeats_per_sample}; a sample is their mean time"),
+        ("rounds", f"{timing.rounds} in a process, turns A B B A and B A A B, after {timing.warmup_rounds} of warm-up"),
+        ("calls a sample", f"at most {timing.repeats_per_sample}; a sample is their mean time"),
         ("thrown away", f"{timing.discarded_rounds} rounds" + (f": {reasons}" if reasons else "")),
         ("cache flush", flush if timing.l2_flush_bytes else "none"),
         ("threads", str(timing.threads)),
@@ -81,12 +84,13 @@ def timing_rows(timing: Timing) -> list[tuple[str, str]]:
 def machine_rows(hardware: HardwareRecord) -> list[tuple[str, str]]:
     """The machine's identity and software, as a list of names and values."""
     pressure = hardware.pressure_some_avg10_percent
+    clock = "" if hardware.cpu_clock_mhz is None else f", {numbers.significant(hardware.cpu_clock_mhz)} MHz"
     return [
         ("name", hardware.name),
         ("key", hardware.key),
         ("kind", "CUDA GPUs" if hardware.device == "cuda" else "CPU"),
         ("devices", str(hardware.count)),
-        ("CPU", f"{hardware.cpu_model}, {hardware.cpu_count} logical CPUs"),
+        ("CPU", f"{hardware.cpu_model}, {hardware.cpu_count} logical CPUs{clock}"),
         ("host memory", numbers.figure(hardware.host_memory_bytes, "bytes")),
         ("driver", hardware.driver or "none"),
         ("CUDA", hardware.cuda or "none"),

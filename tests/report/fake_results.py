@@ -94,6 +94,7 @@ def hardware(key: str = "cpu", text: str = "") -> HardwareRecord:
         cpu_model=f"Intel Xeon Platinum 8481C{text}",
         cpu_count=2,
         host_memory_bytes=8_200_000_000,
+        cpu_clock_mhz=2600.0,
         pressure_some_avg10_percent=3.4,
         ceilings=Ceilings(
             copy_bandwidth_bytes_per_s=14.2e9,
@@ -363,6 +364,8 @@ def write_machine(folder: Path, text: str = "", key: str = "cpu") -> Path:
         [],
         text,
     )
+    if text:
+        write_pair(folder, "<img src=x onerror=window.stolen=1>", [broken(text, "skipped", text)], [], text)
     write_perplexity(folder, text)
     source = f"measured, 4f0c2d9, 2026-01-01{text}"
     inside = {

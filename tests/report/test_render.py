@@ -165,17 +165,20 @@ def test_many_samples_stay_small(tmp_path: Path) -> None:
     assert len(text) < 1_500_000
 
 
-def test_script_writes_the_page_and_names_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_script_writes_the_page_and_names_a_bad_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = fake_results.write_machine(tmp_path / "cpu")
     results.write(tmp_path / "provenance.json", fake_results.provenance())
     out = tmp_path / "reports" / "index.html"
     main = runpy.run_path(str(ROOT / "scripts" / "report.py"))["main"]
     arguments = ["--results", str(folder), "--provenance", str(tmp_path / "provenance.json"), "--out", str(out)]
-    main(arguments)
+    monkeypatch.setattr(sys, "argv", ["report.py", *arguments])
+    main()
     written = out.read_bytes()
     (folder / "judgement.json").write_text("{")
     with pytest.raises(SystemExit, match="2"):
-        main(arguments)
+        main()
     complaint = capsys.readouterr().err
     assert len(complaint.splitlines()) == 1
     assert "judgement.json" in complaint
