@@ -82,12 +82,14 @@ def counted_rows(case: MeasureCase) -> list[CountedRow]:
     """The counted figures of one case, in the order of the records."""
     left = case.baseline.metrics if case.baseline else {}
     right = case.optimized.metrics if case.optimized else {}
-    sides = (("baseline", left), ("optimized", right))
+    sides = {"baseline": left, "optimized": right}
     rows: list[CountedRow] = []
     for name in dict.fromkeys([*left, *right]):
-        notes = [f"{label}: {side[name].note}" for label, side in sides if name in side and side[name].note]
-        row = CountedRow(case.case, not rows, name.replace("_", " "), left.get(name), right.get(name), "; ".join(notes))
-        rows.append(row)
+        notes = {label: side[name].note for label, side in sides.items() if name in side and side[name].note}
+        alike = len(notes) == 2 and len(set(notes.values())) == 1
+        note = notes["baseline"] if alike else "; ".join(f"{label}: {text}" for label, text in notes.items())
+        title = name.replace("_", " ").replace("kv ", "KV ")
+        rows.append(CountedRow(case.case, not rows, title, left.get(name), right.get(name), note))
     return rows
 
 

@@ -99,6 +99,7 @@ def test_hostile_text_stays_text(hostile_page: Path) -> None:
 
 def test_shows_verdicts_failures_and_reasons(report_page: Path) -> None:
     text = re.sub(r"\s+", " ", " ".join(Page(report_page.read_text(encoding="utf-8")).text))
+    assert "Command of this measurement" in text
     assert "2 of 5 optimizations pay here; 1 regressed; 2 failed; 1 skipped." in text
     for words in (
         "too good to believe",
