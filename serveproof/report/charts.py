@@ -1,0 +1,126 @@
+"""The charts of the report: each function takes records or a frame and gives a Chart, its drawing and its table alike.
+
+Colours are CSS variables with a fallback, so one drawing serves light, dark and print; every series has a shape or a
+label of its own beside its colour. Text from records goes into data values only, never into a field name or an
+expression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from serveproof.report.numbers import significant
+
+BASELINE, OPTIMIZED = "var(--baseline, #b35900)", "var(--optimized, #0072b2)"
+INK, MUTED, GRID = "var(--ink, #1c1f23)", "var(--muted, #5b6470)", "var(--line, #d9dde2)"
+RANGE, LIMIT, THIRD = "var(--range, #c9d6e3)", "var(--bad, #b3261e)", "var(--third, #7a5195)"
+SIDES = alt.Scale(domain=["baseline", "optimized"], range=[BASELINE, OPTIMIZED])
+SIDE_SHAPES = alt.Scale(domain=["baseline", "optimized"], range=["circle", "diamond"])
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a chart's table: the frame's column and the heading, unit included."""
+
+    name: str
+    heading: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One drawing, its words, and the data it draws as a table. `rows` holds numbers as text."""
+
+    title: str
+    caption: str
+    alt_text: str
+    spec: dict[str, Any]
+    headings: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+
+
+def theme() -> dict[str, Any]:
+    """The Vega-Lite configuration that all charts share."""
+    words = {"labelColor": MUTED, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11.5}
+    return {
+        "background": "transparent",
+        "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif",
+        "view": {"stroke": GRID},
+        "axis": {
+            **words,
+            "titleFontWeight": 500,
+            "titlePadding": 8,
+            "gridColor": GRID,
+            "gridOpacity": 0.7,
+            "domainColor": GRID,
+            "tickColor": GRID,
+            "labelLimit": 190,
+            "labelOverlap": True,
+        },
+        "legend": {
+            **words,
+            "orient": "top",
+            "title": None,
+            "symbolStrokeWidth": 2,
+            "labelLimit": 260,
+            "offset": 6,
+            "symbolSize": 60,
+            "columnPadding": 8,
+            "layout": {"top": {"direction": "vertical", "anchor": "start"}},
+        },
+        "text": {"fill": INK, "fontSize": 11},
+        "rule": {"stroke": MUTED},
+    }
+
+
+def build(
+    layers: Sequence[alt.Chart],
+    height: int,
+    words: tuple[str, str, str],
+    frame: pl.DataFrame,
+    columns: Sequence[Column],
+) -> Chart:
+    """Put the layers together as one Chart. words: title, caption, alt text."""
+    title, caption, alt_text = words
+    # Heights are counted here, not left to Vega-Lite's steps: with a fitted width it warns of those on the console.
+    drawing = alt.layer(*layers).properties(
+        width="container",
+        height=height,
+        description=alt_text,
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+    )
+    spec = drawing.to_dict()
+    spec.pop("config", None)
+    rows = [[_cell(value) for value in row] for row in frame.select([one.name for one in columns]).iter_rows()]
+    numeric = [frame.schema[one.name].is_numeric() for one in columns]
+    return Chart(title, caption, alt_text, spec, [one.heading for one in columns], rows, numeric)
+
+
+def base(frame: pl.DataFrame) -> alt.Chart:
+    """A chart over the frame's rows, inlined as plain values."""
+    return alt.Chart(alt.Data(values=frame.to_dicts()))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return significant(value, 5)
+    if isinstance(value, list):
+        return ", ".join(_cell(one) for one in value)
+    return str(value)
+
+
+def side_color(legend: bool = True) -> alt.Color:
+    """Colour by side; always used together with side_shape or a label."""
+    return alt.Color("side:N", scale=SIDES, legend=alt.Legend() if legend else None)
+
+
+def side_shape() -> alt.Shape:
+    """Shape by side."""
+    return alt.Shape("side:N", scale=SIDE_SHAPES)

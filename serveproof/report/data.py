@@ -1,0 +1,124 @@
+"""What the report shows, read from results/{hardware}: the only module of the report that reads results.
+
+hardware.json must be there. Anything else that is missing is kept as absent with the reason, so that a run that was
+stopped half-way still gives a page; a file that is there but broken is a UserError that names it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from serveproof import results
+from serveproof.errors import UserError
+from serveproof.results import HardwareRecord, Judgement, MeasureCase, MeasureRecord, PerplexityRecord, VerifyRecord
+
+SAMPLES_SCHEMA = {
+    "case": pl.String,
+    "process": pl.Int64,
+    "round": pl.Int64,
+    "side": pl.String,
+    "order": pl.Int64,
+    "time_ms": pl.Float64,
+}
+TOKENS_SCHEMA = {"precision": pl.String, "window": pl.Int64, "nll_nats": pl.Float32}
+WINDOWS_SCHEMA = {"precision": pl.String, "window": pl.Int64, "delta_nats": pl.Float64}
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Something that the report would show and that is not there."""
+
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PairResults:
+    """One pair on one machine; a part that was not made is None (samples: an empty frame)."""
+
+    name: str
+    verify: VerifyRecord | None
+    measure: MeasureRecord | None
+    samples: pl.DataFrame
+
+    def measured_case(self, case: str) -> MeasureCase | None:
+        """The measured case of that name, or None."""
+        cases = self.measure.cases if self.measure else []
+        return next((one for one in cases if one.case == case), None)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One results/{hardware} folder. `window_deltas`: mean nats a token by window, each precision minus fp32."""
+
+    folder: Path
+    hardware: HardwareRecord
+    judgement: Judgement | None
+    perplexity: PerplexityRecord | None
+    window_deltas: pl.DataFrame
+    pairs: list[PairResults]
+    absent: list[Absent] = field(default_factory=list)
+
+
+def collect(folder: Path) -> Machine:
+    """Read one results/{hardware} folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of results; run `snakemake --cores all` to make it")
+    absent: list[Absent] = []
+    hardware = results.read(folder / "hardware.json", HardwareRecord)
+    judgement = _optional(folder / "judgement.json", Judgement, "Verdicts", absent)
+    perplexity = _optional(folder / "perplexity.json", PerplexityRecord, "Accuracy", absent)
+    window_deltas = pl.DataFrame(schema=WINDOWS_SCHEMA)
+    if perplexity is not None:
+        tokens = _table(folder / "perplexity.parquet", TOKENS_SCHEMA, "Losses by token", absent)
+        window_deltas = deltas_by_window(tokens)
+    pair_folders = sorted(path for path in folder.glob("pairs/*") if path.is_dir())
+    if not pair_folders:
+        absent.append(Absent("Pairs", f"{folder / 'pairs'} holds no pair: none was run on this machine"))
+    pairs = [_pair(path, absent) for path in pair_folders]
+    return Machine(folder, hardware, judgement, perplexity, window_deltas, pairs, absent)
+
+
+def deltas_by_window(tokens: pl.DataFrame) -> pl.DataFrame:
+    """Mean NLL of each window and precision minus the same window's mean in fp32 (WINDOWS_SCHEMA)."""
+    means = tokens.group_by("precision", "window", maintain_order=True).agg(
+        pl.col("nll_nats").cast(pl.Float64).mean().alias("mean_nats")
+    )
+    fp32 = means.filter(pl.col("precision") == "fp32").select("window", pl.col("mean_nats").alias("fp32_nats"))
+    paired = means.filter(pl.col("precision") != "fp32").join(fp32, on="window", how="inner")
+    return paired.select("precision", "window", (pl.col("mean_nats") - pl.col("fp32_nats")).alias("delta_nats"))
+
+
+def _pair(folder: Path, absent: list[Absent]) -> PairResults:
+    name = folder.name
+    verify = _optional(folder / "verify.json", VerifyRecord, f"{name}: verification", absent)
+    measure = _optional(folder / "measure.json", MeasureRecord, f"{name}: measurement", absent)
+    samples = pl.DataFrame(schema=SAMPLES_SCHEMA)
+    # A pair of which nothing passed has no samples, and needs none.
+    if measure is not None and any(case.status == "passed" for case in measure.cases):
+        samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA, f"{name}: samples", absent)
+    return PairResults(name, verify, measure, samples)
+
+
+def _optional(path: Path, kind: type[results.R], what: str, absent: list[Absent]) -> results.R | None:
+    if not path.exists():
+        absent.append(Absent(what, f"{path} was not made: the job did not run or did not finish"))
+        return None
+    return results.read(path, kind)
+
+
+def _table(path: Path, schema: dict[str, type[pl.DataType]], what: str, absent: list[Absent]) -> pl.DataFrame:
+    if not path.exists():
+        absent.append(Absent(what, f"{path} was not made: the job did not run or did not finish"))
+        return pl.DataFrame(schema=schema)
+    try:
+        frame = pl.read_parquet(path, columns=list(schema))
+        return frame.cast(schema)  # type: ignore[arg-type]
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path}: not a whole table of {', '.join(schema)} ({reason}); delete it and run `snakemake --cores all`"
+        ) from None

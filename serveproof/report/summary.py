@@ -1,0 +1,129 @@
+"""The opening of the report, computed from the records: one row a case, and the one-line answer.
+
+The rule: a pair pays on a machine when at least one of its cases passed with a speedup interval wholly above 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from serveproof.report.data import Machine, PairResults
+from serveproof.results import MeasureCase, Verdict
+
+RULE = "An optimization pays when at least one of its cases passed with a speedup interval wholly above 1."
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One line of the verdicts table. `measured` is there only when the case passed, and so has times.
+
+    status: a record's status, or "not measured" for a case that was verified and has no measurement.
+    """
+
+    pair: str
+    case: str
+    tier: str
+    axes: dict[str, Any]
+    status: str
+    reason: str
+    measured: MeasureCase | None
+    verdict: Verdict | None
+    others: list[Verdict]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """How many pairs there are and what became of them; a pair can pay on one case and regress or fail on another."""
+
+    pairs: int
+    pays: list[str]
+    regressed: list[str]
+    failed: list[str]
+    skipped: list[str]
+    unfinished: list[str]
+
+    @property
+    def sentence(self) -> str:
+        """The one-line answer."""
+        if not self.pairs:
+            return "No optimization was measured here."
+        noun = "optimization pays" if len(self.pays) == 1 and self.pairs == 1 else "optimizations pay"
+        text = f"{len(self.pays)} of {self.pairs} {noun} here; {len(self.regressed)} regressed"
+        for names, word in ((self.failed, "failed"), (self.skipped, "skipped"), (self.unfinished, "not finished")):
+            if names:
+                text += f"; {len(names)} {word}"
+        return text + "."
+
+
+def pair_rows(machine: Machine, pair: PairResults) -> list[CaseRow]:
+    """The rows of one pair: every case that was verified or measured, in the order of the records."""
+    by_subject: dict[str, list[Verdict]] = {}
+    for one in verdicts(machine):
+        by_subject.setdefault(one.subject, []).append(one)
+
+    def row(
+        case: str, tier: str, axes: dict[str, Any], status: str, reason: str, measured: MeasureCase | None = None
+    ) -> CaseRow:
+        mine = by_subject.get(f"{pair.name}/{case}", [])
+        speedup = next((one for one in mine if one.metric == "speedup"), None)
+        others = [one for one in mine if one is not speedup]
+        return CaseRow(pair.name, case, tier, axes, status, reason, measured, speedup, others)
+
+    found: dict[str, CaseRow] = {}
+    for verified in pair.verify.cases if pair.verify else []:
+        # A verified case without a measurement has no time; `passed` here would promise one.
+        passed = verified.status == "passed"
+        status = "not measured" if passed else verified.status
+        reason = "verified; its measurement did not run or did not finish" if passed else verified.reason
+        found[verified.case] = row(verified.case, verified.tier, verified.axes, status, reason)
+    for case in pair.measure.cases if pair.measure else []:
+        measured = case if case.status == "passed" and case.speedup is not None else None
+        found[case.case] = row(case.case, case.tier, case.axes, case.status, case.reason, measured)
+    return list(found.values())
+
+
+def verdicts(machine: Machine) -> list[Verdict]:
+    """Every verdict of the machine; none when nothing was judged."""
+    return machine.judgement.verdicts if machine.judgement else []
+
+
+def case_rows(machine: Machine) -> list[CaseRow]:
+    """The rows of every pair."""
+    return [row for pair in machine.pairs for row in pair_rows(machine, pair)]
+
+
+def other_verdicts(machine: Machine) -> list[Verdict]:
+    """Verdicts that no row of the verdicts table shows: on other metrics, or on cases that did not run here."""
+    shown = {id(row.verdict) for row in case_rows(machine) if row.verdict is not None}
+    return [one for one in verdicts(machine) if id(one) not in shown and not one.subject.startswith("perplexity/")]
+
+
+def gate_verdict(machine: Machine, precision: str) -> Verdict | None:
+    """The accuracy gate's verdict on one precision."""
+    subject = f"perplexity/{precision}"
+    mine = [one for one in verdicts(machine) if one.subject == subject and one.metric == "relative_to_bf16"]
+    return mine[0] if mine else None
+
+
+def headline(machine: Machine) -> Headline:
+    """Count the pairs by what became of them."""
+    by_pair = {pair.name: pair_rows(machine, pair) for pair in machine.pairs}
+    regressed = {one.subject.partition("/")[0] for one in verdicts(machine) if one.verdict == "regressed"}
+
+    def where(rule: Callable[[list[CaseRow]], bool]) -> list[str]:
+        return [name for name, rows in by_pair.items() if rule(rows)]
+
+    return Headline(
+        pairs=len(by_pair),
+        pays=where(lambda rows: any(_pays(row) for row in rows)),
+        regressed=[name for name in by_pair if name in regressed],
+        failed=where(lambda rows: any(row.status in {"failed", "error"} for row in rows)),
+        skipped=where(lambda rows: bool(rows) and all(row.status == "skipped" for row in rows)),
+        unfinished=where(lambda rows: not rows or any(row.status == "not measured" for row in rows)),
+    )
+
+
+def _pays(row: CaseRow) -> bool:
+    return row.measured is not None and row.measured.speedup is not None and row.measured.speedup.low > 1.0

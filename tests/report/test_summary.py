@@ -1,0 +1,66 @@
+"""The one-line answer and its counting rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from serveproof import results
+from serveproof.report import summary
+from serveproof.report.data import Machine, collect, deltas_by_window
+from serveproof.results import Judgement
+from tests.report import fake_results
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    results.write(tmp_path / "hardware.json", fake_results.hardware())
+    return tmp_path
+
+
+def add(folder: Path, name: str, speedup: float, half_width: float) -> Machine:
+    case = fake_results.passed("one", speedup, 1.0, {}, False, "")
+    interval = fake_results.around(speedup, "x", half_width)
+    fake_results.write_pair(folder, name, [msgspec.structs.replace(case, speedup=interval)], [])
+    return collect(folder)
+
+
+def test_pays_only_with_the_whole_interval_above_one(folder: Path) -> None:
+    add(folder, "a", 1.30, 0.02)
+    add(folder, "b", 1.01, 0.02)
+    machine = add(folder, "c", 0.80, 0.02)
+    assert summary.headline(machine).pays == ["a"]
+    assert summary.headline(machine).sentence == "1 of 3 optimizations pay here; 0 regressed."
+
+
+def test_counts_skipped_failed_and_regressed_pairs(folder: Path) -> None:
+    fake_results.write_pair(folder, "s", [fake_results.broken("one", "skipped", "no GPU")], [])
+    fake_results.write_pair(folder, "e", [fake_results.broken("one", "error", "trace")], [])
+    add(folder, "r", 1.2, 0.01)
+    verdict = fake_results.verdict("r/one", "regressed", "below")
+    results.write(folder / "judgement.json", Judgement(hardware="cpu", expectations_file="none", verdicts=[verdict]))
+    headline = summary.headline(collect(folder))
+    assert headline.sentence == "1 of 3 optimizations pay here; 1 regressed; 1 failed; 1 skipped."
+
+
+def test_one_pair_that_pays_is_singular(folder: Path) -> None:
+    assert summary.headline(add(folder, "a", 2.0, 0.01)).sentence == "1 of 1 optimization pays here; 0 regressed."
+
+
+def test_verdicts_of_cases_that_did_not_run_are_not_lost(tmp_path: Path) -> None:
+    machine = collect(fake_results.write_machine(tmp_path / "cpu"))
+    others = summary.other_verdicts(machine)
+    assert [(one.subject, one.metric) for one in others] == [
+        ("flash_sdp/full", "peak_memory_ratio"),
+        ("flash_sdp/gpu", "speedup"),
+    ]
+
+
+def test_window_deltas_are_paired_with_fp32(tmp_path: Path) -> None:
+    machine = collect(fake_results.write_machine(tmp_path / "cpu"))
+    means = dict(machine.window_deltas.group_by("precision").mean().select("precision", "delta_nats").iter_rows())
+    assert set(means) == {"bf16", "fp8_tensor", "fp8_channel", "int8_channel"}
+    assert means["fp8_tensor"] == pytest.approx(0.0121, abs=0.006)
+    assert deltas_by_window(machine.window_deltas.clear().rename({"delta_nats": "nll_nats"})).is_empty()
