@@ -1,0 +1,1 @@
+"""Measuring: timing, statistics, verification, roofline, accuracy."""
