@@ -61,7 +61,8 @@ def strip_markup(wikitext: str) -> str:
         if not in_appendix:
             kept.append(node)
     lines = (re.sub(r"[ \t\u00a0]+", " ", line).strip() for line in plain(kept).split("\n"))
-    return "\n".join(line for line in lines if line)
+    # A table whose markup is broken reaches this as text.
+    return "\n".join(line for line in lines if line and not line.startswith(("{|", "|", "!")))
 
 
 def plain(nodes: list[object]) -> str:
