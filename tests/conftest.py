@@ -19,13 +19,25 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test-cache"
 
 
-def load_script(name: str) -> ModuleType:
+def _load_script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], ModuleType]:
+    """Load scripts/<name>.py as a module: scripts/ is a folder of programs, not a package."""
+    return _load_script
+
+
+@pytest.fixture(scope="module")
+def script(request: pytest.FixtureRequest) -> ModuleType:
+    """The script that a test file is named after: test_prepare_model.py gets scripts/prepare_model.py."""
+    return _load_script(request.path.stem.removeprefix("test_"))
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +107,7 @@ def default_model() -> Path:
     for stale in CACHE.glob("model-*"):
         shutil.rmtree(stale)
     try:
-        load_script("prepare_model").prepare("default", directory)
+        _load_script("prepare_model").prepare("default", directory)
     except UserError as error:
         if "could not download" not in str(error):
             raise

@@ -5,22 +5,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import polars as pl
 import pytest
 import torch
-from conftest import ROOT, load_script
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serveproof import results
 
-SCRIPT = load_script("perplexity_eval")
+ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = 300
 
 
 @pytest.fixture
-def inputs(tiny_llama: Callable[..., Any], tmp_path: Path) -> list[object]:
+def inputs(tiny_llama: Callable[..., Any], load_script: Callable[[str], ModuleType], tmp_path: Path) -> list[object]:
     """A tiny prepared model and a text of 300 words, each of them one token, as the script's arguments."""
     directory = tiny_llama()[0]
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))  # noqa: S106 (no password)
@@ -64,9 +64,11 @@ def test_record_and_samples(inputs: list[object], tmp_path: Path) -> None:
         assert found.nll_nats_per_token == pytest.approx(mean)
 
 
-def test_bad_input_is_one_line(inputs: list[object], tmp_path: Path, main_error: Callable[..., str]) -> None:
+def test_bad_input_is_one_line(
+    script: ModuleType, inputs: list[object], tmp_path: Path, main_error: Callable[..., str]
+) -> None:
     def error(*changes: object) -> str:
-        return main_error(SCRIPT, *inputs, *changes)
+        return main_error(script, *inputs, *changes)
 
     short = error("--window-tokens", 256, "--tokens", 9999, "--text", tmp_path / "short.txt")
     assert "short.txt: no such file" in short

@@ -3,15 +3,13 @@ from __future__ import annotations
 import bz2
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from conftest import load_script
 
 from serveproof import results
 from serveproof.errors import UserError
 from serveproof.wheels import sha256_of
-
-SCRIPT = load_script("prepare_text")
 
 
 @pytest.mark.parametrize(
@@ -28,22 +26,22 @@ SCRIPT = load_script("prepare_text")
         ("E<sub>2</sub> <math>x^2</math> <code>c</code>z", "E2 z"),
     ],
 )
-def test_strip_markup(wikitext: str, expected: str) -> None:
-    assert SCRIPT.strip_markup(wikitext) == expected
+def test_strip_markup(script: ModuleType, wikitext: str, expected: str) -> None:
+    assert script.strip_markup(wikitext) == expected
 
 
-def test_articles_of_a_dump(tmp_path: Path) -> None:
+def test_articles_of_a_dump(script: ModuleType, tmp_path: Path) -> None:
     page = "<page><title>t</title><ns>{}</ns>{}<revision><text>{}</text></revision></page>"
     pages = page.format(0, "", "one") + page.format(4, "", "talk") + page.format(0, '<redirect title="x"/>', "#R")
     xml = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{pages}{page.format(0, "", "two")}</mediawiki>'
     (tmp_path / "dump.bz2").write_bytes(bz2.compress(xml.encode()))
-    assert list(SCRIPT.articles(tmp_path / "dump.bz2")) == ["one", "two"]
+    assert list(script.articles(tmp_path / "dump.bz2")) == ["one", "two"]
 
 
-def test_default_text(tmp_path: Path) -> None:
+def test_default_text(script: ModuleType, tmp_path: Path) -> None:
     text, record = tmp_path / "text.txt", tmp_path / "text.json"
     try:
-        SCRIPT.prepare("default", text, record)
+        script.prepare("default", text, record)
     except UserError as error:
         if "could not download" not in str(error):
             raise
@@ -61,20 +59,20 @@ def test_default_text(tmp_path: Path) -> None:
     assert sum(content.count(mark) for mark in ("{{", "{|", "<ref", "[[")) < 60
 
 
-def test_users_text_is_used_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SCRIPT, "download_wheel", lambda *_: pytest.fail("fetched something"))
+def test_users_text_is_used_as_it_is(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "download_wheel", lambda *_: pytest.fail("fetched something"))
     source, text, record = tmp_path / "mine.txt", tmp_path / "r" / "text.txt", tmp_path / "r" / "text.json"
     source.write_bytes("Zwölf\r\n[[Boxkämpfer]] \n".encode())
-    SCRIPT.prepare(str(source), text, record)
+    script.prepare(str(source), text, record)
     assert text.read_bytes() == source.read_bytes()
     found = results.read(record, results.TextRecord)
     assert (found.name, found.characters, found.articles) == ("mine.txt", 23, 1)
 
 
-def test_bad_sources_are_one_line(tmp_path: Path, main_error: Callable[..., str]) -> None:
+def test_bad_sources_are_one_line(script: ModuleType, tmp_path: Path, main_error: Callable[..., str]) -> None:
     def error(name: str) -> str:
         outputs = ("--out-text", tmp_path / "text.txt", "--out-record", tmp_path / "text.json")
-        return main_error(SCRIPT, "--source", tmp_path / name, *outputs)
+        return main_error(script, "--source", tmp_path / name, *outputs)
 
     assert "absent.txt: no such text file; set text.path in config/config.yaml" in error("absent.txt")
     (tmp_path / "latin.txt").write_bytes("Zwölf".encode("latin-1"))
@@ -84,8 +82,10 @@ def test_bad_sources_are_one_line(tmp_path: Path, main_error: Callable[..., str]
     assert not (tmp_path / "text.txt").exists()
 
 
-def test_download_that_fails(tmp_path: Path, main_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_that_fails(
+    script: ModuleType, tmp_path: Path, main_error: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     outputs = ("--out-text", tmp_path / "text.txt", "--out-record", tmp_path / "text.json")
-    assert "could not download gensim==4.4.0" in main_error(SCRIPT, "--source", "default", *outputs)
+    assert "could not download gensim==4.4.0" in main_error(script, "--source", "default", *outputs)
