@@ -1,0 +1,1 @@
+"""The serving engine: model configuration, weights, forward pass and weight precisions."""

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from serveproof import results
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WORDS = 300
+
+
+@pytest.fixture
+def inputs(tiny_llama: Callable[..., Any], load_script: Callable[[str], ModuleType], tmp_path: Path) -> list[object]:
+    """A tiny prepared model and a text of 300 words, each of them one token, as the script's arguments."""
+    directory = tiny_llama()[0]
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(97)}, unk_token="w0"))  # noqa: S106 (no password)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    load_script("prepare_model").prepare(str(directory), tmp_path / "model")
+    words = " ".join(f"w{i * i % 97}" for i in range(WORDS))
+    (tmp_path / "source.txt").write_text(words)
+    record = tmp_path / "text.json"
+    load_script("prepare_text").prepare(str(tmp_path / "source.txt"), tmp_path / "text.txt", record)
+    return [
+        *("--model", tmp_path / "model", "--text", tmp_path / "text.txt", "--text-record", record),
+        *("--hardware", "cpu", "--threads", 1, "--window-tokens", 64, "--stride-tokens", 32, "--tokens", 200),
+        *("--out-record", tmp_path / "out" / "p.json", "--out-samples", tmp_path / "out" / "p.parquet"),
+    ]
+
+
+def test_record_and_samples(inputs: list[object], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "perplexity_eval.py"), *map(str, inputs)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--precisions", "int8_channel"], env=environment, capture_output=True, text=True, check=False
+    )
+    # No progress bar, for stderr is not a terminal.
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    record = results.read(tmp_path / "out" / "p.json", results.PerplexityRecord)
+    assert [found.precision for found in record.precisions] == ["fp32", "bf16", "int8_channel"]
+    assert (record.tokens, record.windows, record.hardware) == (200, 6, "cpu")
+    samples = pl.read_parquet(tmp_path / "out" / "p.parquet")
+    assert dict(samples.schema) == {
+        "precision": pl.String,
+        "window": pl.Int64,
+        "position": pl.Int64,
+        "token": pl.Int64,
+        "nll_nats": pl.Float32,
+    }
+    assert samples.height == 3 * 199
+    means = samples.group_by("precision").agg(pl.col("nll_nats").cast(pl.Float64).mean())
+    for name, mean in means.iter_rows():
+        (found,) = (one for one in record.precisions if one.precision == name)
+        assert found.nll_nats_per_token == pytest.approx(mean)
+
+
+def test_bad_input_is_one_line(
+    script: ModuleType, inputs: list[object], tmp_path: Path, main_error: Callable[..., str]
+) -> None:
+    def error(*changes: object) -> str:
+        return main_error(script, *inputs, *changes)
+
+    short = error("--window-tokens", 256, "--tokens", 9999, "--text", tmp_path / "short.txt")
+    assert "short.txt: no such file" in short
+    (tmp_path / "short.txt").write_text("w1 w2 w3")
+    short = error("--text", tmp_path / "short.txt")
+    assert "short.txt: 3 tokens" in short
+    assert "more than one window of 64 is needed" in short
+    assert "there are fp32, bf16, fp8_e4m3_tensor" in error("--precisions", "fp4")
+    assert "stride_tokens 64 does not fit" in error("--stride-tokens", 64)
+    assert "more than the model's context of 256" in error("--window-tokens", 300, "--tokens", 301)
+    assert "model.json: no such file" in error("--model", tmp_path / "absent")
+    if not torch.cuda.is_available():
+        assert "torch sees no CUDA device" in error("--device", "cuda")
+    (tmp_path / "model" / "tokenizer.json").write_text("{")
+    assert "not a tokenizer" in error()
+    (tmp_path / "text.json").write_text('{"name": ')
+    assert "not a whole TextRecord" in error()
+    assert not (tmp_path / "out").exists()
