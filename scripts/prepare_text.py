@@ -7,7 +7,6 @@ nothing is fetched. Writes the text, then the record (name, licence, hash, numbe
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import re
 import tempfile
@@ -20,8 +19,8 @@ import mwparserfromhell
 from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Text, Wikilink
 from mwparserfromhell.wikicode import Wikicode
 
-from serveproof import results
-from serveproof.errors import UserError, one_line_errors
+from serveproof import results, script
+from serveproof.errors import UserError
 from serveproof.wheels import check_sha256, download_wheel, sha256_of
 
 REQUIREMENT = "gensim==4.4.0"
@@ -29,7 +28,7 @@ REQUIREMENT = "gensim==4.4.0"
 WHEEL = ("--python-version", "3.11", "--implementation", "cp", "--platform", "manylinux_2_28_x86_64")
 DUMP = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 DUMP_SHA256 = "a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d"
-MEND = "set text.path in config/config.yaml to a UTF-8 text file"
+MEND = "set `text` in config/config.yaml to a UTF-8 text file"
 NOTE = "may have been in the model's training data; it serves relative comparison"
 
 XML = "{http://www.mediawiki.org/xml/export-0.10/}"
@@ -137,18 +136,12 @@ def prepare(source: str, out_text: Path, out_record: Path) -> None:
     results.write(out_record, record)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = script.parser(__doc__ or "")
     parser.add_argument("--source", required=True, help="default, or a UTF-8 text file")
     parser.add_argument("--out-text", required=True, type=Path, help="text file to write")
     parser.add_argument("--out-record", required=True, type=Path, help="JSON record to write")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse()
-    with one_line_errors():
-        prepare(arguments.source, arguments.out_text, arguments.out_record)
+    script.run(lambda a: prepare(a.source, a.out_text, a.out_record), parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from serveproof import pairs, script
-from serveproof.bench.worker import Case
+from serveproof.bench.job import Case, add_options
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
 from serveproof.results import SideCheck, VerifyCase, VerifyRecord, write
@@ -64,7 +64,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = script.parser(__doc__ or "")
-    script.add_pair_options(parser)
+    add_options(parser)
     parser.add_argument("--out", type=Path, required=True)
     script.run(work, parser.parse_args())
 

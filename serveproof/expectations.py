@@ -1,8 +1,8 @@
 """Results against expectations: loading, judging by interval, rewriting from results that passed. Never imports torch.
 
-expectations_{hardware}.json: pair -> case -> {axes, code_sha, metrics: metric -> {expected, lower, upper, unit,
-source}}. An expectation is for exactly its axes, and (when we measured it) for exactly its code: otherwise it has
-expired, and an expired one never passes.
+expectations_{hardware}.json: pair -> case -> {axes, code_sha, machine, metrics: metric -> {expected, lower, upper,
+unit, source}}. An expectation is for exactly its axes and machine, and (when we measured it) for exactly its code:
+otherwise it has expired, and an expired one never passes.
 """
 
 from __future__ import annotations
@@ -40,13 +40,15 @@ class Expectation(Record):
 
 
 class CaseExpectations(Record):
-    """The expectations of one case: valid for these axes and, when code_sha is set, for this code alone.
+    """The expectations of one case: valid for these axes on this machine (the chip's name, for `cpu` is many chips)
+    and, when code_sha is set, for this code alone.
 
     iterations and provenance say how and on what it was measured; None for a published figure that we did not measure.
     """
 
     axes: dict[str, Any]
     code_sha: str | None
+    machine: str
     metrics: dict[str, Expectation]
     iterations: str = ""
     provenance: Provenance | None = None
@@ -69,7 +71,7 @@ METRICS: dict[str, tuple[bool, Callable[[MeasureCase], Estimate | None]]] = {
 CPU_METRICS = ("speedup",)
 # Half-widths of the range that --update-expectations writes, as shares of the figure: at least this, and at least
 # MARGIN_INTERVALS half-intervals.
-MARGINS = {"cpu": 0.25, "cuda": 0.03}
+MARGINS = {"cpu": 0.08, "cuda": 0.03}
 MARGIN_INTERVALS = 2.0
 
 
@@ -141,6 +143,9 @@ def _judge_case(record: MeasureRecord, case: MeasureCase, entry: CaseExpectation
         }
         if entry.axes != case.axes:
             yield _verdict(subject, metric, "expired", "the expectation is for other axes", **seen)
+        elif entry.machine != record.machine:
+            reason = f"the expectation is for {entry.machine}, this is {record.machine}"
+            yield _verdict(subject, metric, "expired", reason, **seen)
         elif entry.code_sha is not None and entry.code_sha != record.code_sha:
             yield _verdict(subject, metric, "expired", "the pair's code changed since the expectation", **seen)
         else:
@@ -216,6 +221,7 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
             found.setdefault(record.pair, {})[case.case] = CaseExpectations(
                 axes=case.axes,
                 code_sha=record.code_sha,
+                machine=record.machine,
                 metrics=metrics,
                 iterations=_iterations(case),
                 provenance=record.provenance,

@@ -204,6 +204,7 @@ class MeasureRecord(Record):
 
     pair: str
     hardware: str
+    machine: str
     code_sha: str
     summary: str
     cases: list[MeasureCase]

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser with the option that every script has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--log", type=Path, help="also write messages and errors to this file")
     return made
 
@@ -48,19 +48,3 @@ def _say(log: Path | None, message: str) -> None:
 def progress(items: Iterable[T], description: str) -> tqdm[T]:
     """A tqdm bar on a terminal; silent elsewhere, where Snakemake's own log shows the progress."""
     return tqdm(items, desc=description, disable=None, leave=False)
-
-
-def add_pair_options(made: argparse.ArgumentParser) -> None:
-    """The options of every script that runs a pair's cases."""
-    import msgspec
-
-    from serveproof.bench.worker import Case
-
-    def cases(text: str) -> list[Case]:
-        return msgspec.json.decode(text, type=list[Case])
-
-    made.add_argument("--key", required=True, help="the hardware key that the run is for")
-    made.add_argument("--pair", required=True, help="X of kernels/baseline_X.py and kernels/optimized_X.py")
-    made.add_argument("--cases", type=cases, required=True, help="JSON list of {case, tier, axes, tolerance_eps}")
-    made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--seed", type=int, default=0)

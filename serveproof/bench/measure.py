@@ -18,6 +18,7 @@ import polars as pl
 
 from serveproof import pairs
 from serveproof.bench import roofline, statistics, worker
+from serveproof.bench.job import Case, CaseReply, Job, Reply
 from serveproof.bench.timing import SIDES
 from serveproof.hardware.clocks import cpu_pressure_percent
 from serveproof.results import Ceilings, Estimate, MeasureCase, Metric, SideSummary, Timing
@@ -39,7 +40,7 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, **bound, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def run_process(job: worker.Job) -> list[worker.CaseReply]:
+def run_process(job: Job) -> list[CaseReply]:
     """One worker process. A crash becomes status `error` for every case, with the end of what it printed."""
     with tempfile.TemporaryDirectory(prefix="serveproof-") as folder:
         job_file, reply_file = Path(folder, "job.json"), Path(folder, "reply.json")
@@ -49,13 +50,13 @@ def run_process(job: worker.Job) -> list[worker.CaseReply]:
             command, env=environment(job.threads), capture_output=True, text=True, errors="replace", check=False
         )
         if done.returncode == 0:
-            return msgspec.json.decode(reply_file.read_bytes(), type=worker.Reply).cases
+            return msgspec.json.decode(reply_file.read_bytes(), type=Reply).cases
     tail = "\n".join(done.stderr.splitlines()[-20:])
     reason = f"a measuring process ended with code {done.returncode}: {tail}"
-    return [worker.CaseReply(case=case.case, status="error", reason=reason) for case in job.cases]
+    return [CaseReply(case=case.case, status="error", reason=reason) for case in job.cases]
 
 
-def samples_frame(replies: list[list[worker.CaseReply]]) -> pl.DataFrame:
+def samples_frame(replies: list[list[CaseReply]]) -> pl.DataFrame:
     """All samples as one table, columns as SCHEMA says; `replies` holds one list per process."""
     rows = [
         (reply.case, process, *sample)
@@ -88,11 +89,11 @@ def ratios_by_process(samples: pl.DataFrame, case: str) -> list[statistics.Float
 
 
 def summarize(
-    case: worker.Case,
+    case: Case,
     work: dict[str, Any],
     ceilings: Ceilings,
-    replies: list[worker.CaseReply],
-    probes: dict[str, worker.CaseReply],
+    replies: list[CaseReply],
+    probes: dict[str, CaseReply],
     samples: pl.DataFrame,
     timing: Timing,
 ) -> MeasureCase:
@@ -150,7 +151,7 @@ def summarize(
 
 
 def measure(
-    job: worker.Job, processes: int, ceilings: Ceilings, progress: Callable[[], object] = lambda: None
+    job: Job, processes: int, ceilings: Ceilings, progress: Callable[[], object] = lambda: None
 ) -> tuple[list[MeasureCase], pl.DataFrame]:
     """Time `job`'s cases in `processes` processes, probe each side's memory, and summarize each case."""
     started = time.monotonic()

@@ -17,52 +17,7 @@ from typing import Any
 import msgspec
 
 from serveproof import pairs
-from serveproof.results import Record, Status
-
-
-class Case(Record):
-    """One case as config/workloads.yaml has it."""
-
-    case: str
-    tier: str
-    axes: dict[str, Any]
-    tolerance_eps: float
-
-
-class Job(Record):
-    """What one process is to do. mode `time` times both sides; `probe` measures one side's memory."""
-
-    mode: str
-    pair: str
-    cases: list[Case]
-    device: str
-    threads: int
-    rounds: int
-    warmup_rounds: int
-    seed: int
-    side: str = ""
-
-
-class CaseReply(Record):
-    """What came of one case; `samples` rows are (round, side, order, time_ms)."""
-
-    case: str
-    status: Status
-    reason: str = ""
-    samples: list[tuple[int, str, int, float]] = msgspec.field(default_factory=list)
-    repeats: int = 1
-    discard_reasons: list[str] = msgspec.field(default_factory=list)
-    l2_flush_bytes: int = 0
-    backends: dict[str, str] = msgspec.field(default_factory=dict)
-    plan: str = ""
-    peak_memory_bytes: int = 0
-    metrics: dict[str, tuple[float, str, str]] = msgspec.field(default_factory=dict)
-
-
-class Reply(Record):
-    """A process's answer, one CaseReply per case."""
-
-    cases: list[CaseReply]
+from serveproof.bench.job import Case, CaseReply, Job, Reply
 
 
 def guarded(case: str, work: Callable[[], CaseReply]) -> CaseReply:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from serveproof.errors import UserError
 
-MEND = "name a Llama-family GGUF, or a Hugging Face directory of safetensors, as model.path in config/config.yaml"
+MEND = "name a Llama-family GGUF, or a Hugging Face directory of safetensors, as `model` in config/config.yaml"
 _TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",

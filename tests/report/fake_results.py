@@ -223,6 +223,7 @@ def write_pair(folder: Path, name: str, cases: list[MeasureCase], rows: list[dic
     record = MeasureRecord(
         pair=name,
         hardware=folder.name,
+        machine="Fake CPU",
         code_sha="ab" * 32,
         summary=f"What {name} replaces, and with what.{text}",
         cases=cases,

