@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import os
 import platform
 import re
 import subprocess
@@ -55,13 +56,15 @@ def _follows(lock: Path) -> bool:
 def collect(root: Path, command: str) -> Provenance:
     """The provenance of a figure made now, in the checkout at `root`, by `command`.
 
-    An environment that doesn't follow the lock says so: lock_file then ends in ' (not followed)'.
+    An environment that doesn't follow the lock says so: lock_file then ends in ' (not followed)'. Where the tree is a
+    copy without its .git, whoever made the copy says which commit it is, in SERVEPROOF_COMMIT.
     """
+    commit = _git(root, "rev-parse", "HEAD") or os.environ.get("SERVEPROOF_COMMIT")
     driver = driver_version()
     lock = root / "envs" / ("gpu.txt" if driver else "cpu.txt")
     name = str(lock.relative_to(root))
     return Provenance(
-        commit=_git(root, "rev-parse", "HEAD") or "unknown (not a git checkout)",
+        commit=commit or "unknown (not a git checkout)",
         dirty=bool(_git(root, "status", "--porcelain")),
         lock_file=name if _follows(lock) else f"{name} (not followed)",
         lock_sha256=hashlib.sha256(lock.read_bytes()).hexdigest(),
