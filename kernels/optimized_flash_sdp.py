@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 READS = ("q_BHSD", "k_BHSD", "v_BHSD", "x_BSE", "w_EF", "heads", "causal")
+SPIN_CYCLES = 1_000_000  # about half a millisecond
 CUDA_BACKENDS = {
     "sdpa cudnn": SDPBackend.CUDNN_ATTENTION,
     "sdpa flash": SDPBackend.FLASH_ATTENTION,
@@ -34,9 +35,13 @@ def project(inputs):
 
 
 def milliseconds(run, calls=10):
-    """Median of `calls` event-timed calls after three for warming up."""
+    """Median device time of `calls` calls after three for warming up.
+
+    A spin before each keeps the GPU busy until the host has enqueued the call: else the host's own time is compared.
+    """
     times = []
     for call in range(calls + 3):
+        torch.cuda._sleep(SPIN_CYCLES)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         run()

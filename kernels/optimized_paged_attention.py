@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 READS = ("q_BHD", "k_pages_NPHD", "v_pages_NPHD", "block_table_BP", "lengths_B")
 WORKSPACE_BYTES = 256 * 2**20
+SPIN_CYCLES = 1_000_000  # about half a millisecond
 
 
 def requires(device):
@@ -66,9 +67,13 @@ def build_gather(inputs):
 
 
 def milliseconds(run, calls=10):
-    """Median of `calls` event-timed calls after three for warming up."""
+    """Median device time of `calls` calls after three for warming up.
+
+    A spin before each keeps the GPU busy until the host has enqueued the call: else the host's own time is compared.
+    """
     times = []
     for call in range(calls + 3):
+        torch.cuda._sleep(SPIN_CYCLES)
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         run()

@@ -17,6 +17,8 @@ from serveproof import pairs
 from serveproof.errors import UserError
 from serveproof.hardware import key
 
+# A minute on two CPU cores, seconds on a GPU; what decides a gate of 2 % takes tens of thousands of tokens.
+AUTO_TOKENS = {"cpu": 11008, "cuda": 131072}
 AUTO_TIERS = {"cpu": ("cpu",), "cuda": ("gpu", "reference")}
 
 
@@ -97,6 +99,8 @@ def resolve(config: dict[str, Any], root: Path = pairs.ROOT, cores: int | None =
             "config/config.yaml: key 'perplexity.stride_tokens': must be less than perplexity.window_tokens"
         )
     hardware = key.detect() if config["hardware"] == "auto" else config["hardware"]
+    if windows["tokens"] == "auto":
+        config = {**config, "perplexity": {**windows, "tokens": AUTO_TOKENS[key.device_of(hardware)]}}
     tiers = AUTO_TIERS[key.device_of(hardware)] if config["tiers"] == "auto" else tuple(config["tiers"])
     cases = {
         name: [{"tier": tier, **case} for tier in tiers for case in workloads[name].get(tier, [])]

@@ -59,13 +59,14 @@ def collect(root: Path, command: str) -> Provenance:
     An environment that doesn't follow the lock says so: lock_file then ends in ' (not followed)'. Where the tree is a
     copy without its .git, whoever made the copy says which commit it is, in SERVEPROOF_COMMIT.
     """
-    commit = _git(root, "rev-parse", "HEAD") or os.environ.get("SERVEPROOF_COMMIT")
+    head = _git(root, "rev-parse", "HEAD")
+    commit = head or os.environ.get("SERVEPROOF_COMMIT")
     driver = driver_version()
     lock = root / "envs" / ("gpu.txt" if driver else "cpu.txt")
     name = str(lock.relative_to(root))
     return Provenance(
         commit=commit or "unknown (not a git checkout)",
-        dirty=bool(_git(root, "status", "--porcelain")),
+        dirty=bool(head and _git(root, "status", "--porcelain")),
         lock_file=name if _follows(lock) else f"{name} (not followed)",
         lock_sha256=hashlib.sha256(lock.read_bytes()).hexdigest(),
         versions=versions(),

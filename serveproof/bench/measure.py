@@ -41,13 +41,17 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def run_process(job: Job) -> list[CaseReply]:
-    """One worker process. A crash becomes status `error` for every case, with the end of what it printed."""
+    """One worker process; a crash becomes status `error` for every case, with the end of what it printed.
+
+    A memory probe runs with glibc's mmap threshold fixed, so that what its rehearsal frees goes back to the kernel.
+    """
     with tempfile.TemporaryDirectory(prefix="serveproof-") as folder:
         job_file, reply_file = Path(folder, "job.json"), Path(folder, "reply.json")
         job_file.write_bytes(msgspec.json.encode(job))
         command = [sys.executable, "-m", worker.__name__, str(job_file), str(reply_file)]
+        fixed = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if job.mode == "probe" else {}
         done = subprocess.run(
-            command, env=environment(job.threads), capture_output=True, text=True, errors="replace", check=False
+            command, env=environment(job.threads) | fixed, capture_output=True, text=True, errors="replace", check=False
         )
         if done.returncode == 0:
             return msgspec.json.decode(reply_file.read_bytes(), type=Reply).cases

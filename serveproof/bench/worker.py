@@ -68,14 +68,10 @@ def probe_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
     module = pair.side(job.side)
     inputs = pairs.restrict(module, pair.baseline.make_inputs(case.axes, job.device, job.seed))
     peak_bytes, faults = memory.peak_of(module, inputs, job.device)
-    metrics = {
-        "page_faults": (
-            float(faults),
-            "faults",
-            "minor faults of the host process while it allocates this side's inputs, builds and runs twice"
-            + ("" if job.device == "cpu" else "; device memory is mapped when allocated and has no demand faults"),
-        )
-    }
+    metrics: dict[str, tuple[float, str, str]] = {}
+    if faults is not None:
+        note = "minor page faults while this side's inputs are allocated, and it is built and run twice"
+        metrics["page_faults"] = (float(faults), "faults", note)
     if hasattr(module, "metrics"):
         metrics.update(module.metrics(inputs))
     return CaseReply(case=case.case, status="passed", peak_memory_bytes=peak_bytes, metrics=metrics)
