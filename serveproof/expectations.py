@@ -198,6 +198,12 @@ def judge_accuracy(record: PerplexityRecord, max_increase_percent: float) -> lis
     return verdicts
 
 
+def bounds(figure: Estimate, device: str) -> tuple[float, float]:
+    """The [lower, upper] that an expectation made from this figure gets."""
+    half = max(MARGINS[device] * figure.value, MARGIN_INTERVALS * (figure.high - figure.low) / 2)
+    return max(figure.value - half, figure.value / 10), figure.value + half
+
+
 def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord]) -> Expectations:
     """Expectations from the cases that passed; what did not run, or did not pass, keeps its old entry."""
     device = "cpu" if hardware == "cpu" else "cuda"
@@ -210,11 +216,11 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
             for metric in CPU_METRICS if device == "cpu" else METRICS:
                 figure = METRICS[metric][1](case)
                 assert figure is not None  # noqa: S101 - a passed case has every figure
-                half = max(MARGINS[device] * figure.value, MARGIN_INTERVALS * (figure.high - figure.low) / 2)
+                lower, upper = bounds(figure, device)
                 metrics[metric] = Expectation(
                     expected=figure.value,
-                    lower=max(figure.value - half, figure.value / 10),
-                    upper=figure.value + half,
+                    lower=lower,
+                    upper=upper,
                     unit=figure.unit,
                     source=MEASURED,
                 )

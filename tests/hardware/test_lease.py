@@ -1,0 +1,54 @@
+"""The lease: one holder at a time, dropped by the kernel when the holder is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serveproof.errors import UserError
+from serveproof.hardware import key, lease
+
+HOLD = "from serveproof.hardware.lease import lease\nwith lease('cpu'):\n print('held', flush=True)\n import time\n time.sleep(60)"
+
+
+@pytest.fixture(autouse=True)
+def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks in a folder of the test's own: a real run on this machine is not to be waited for."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+
+def test_a_second_holder_waits_and_a_killed_one_holds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="still leased"), lease.lease("cpu", poll_s=0.01, limit_s=0.1):
+        pass
+    assert capsys.readouterr().err.count("waiting for cpu") == 1
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    started = time.monotonic()
+    with lease.lease("cpu", poll_s=0.01) as name:
+        assert name == "cpu"
+    assert time.monotonic() - started < 5
+
+
+def test_no_gpu_is_one_line() -> None:
+    with pytest.raises(UserError, match="no NVIDIA GPU is visible"), lease.lease("cuda"):
+        pass
+
+
+def test_a_leased_gpu_is_the_only_visible_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [key.Gpu(0, "GPU-a", "NVIDIA H200"), key.Gpu(1, "GPU-b", "NVIDIA H200")]
+    monkeypatch.setattr(lease, "visible_gpus", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with lease.lease("cuda") as first, lease.lease("cuda") as second:
+        assert (first, second) == ("GPU-a", "GPU-b")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b"
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
