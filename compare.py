@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from serveproof import config, expectations
+from serveproof import config, expectations, pairs
 from serveproof.errors import UserError
 from serveproof.hardware import key
-from serveproof.results import MeasureRecord, PerplexityRecord, Verdict, encode, read, write_atomically
+from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, Verdict, encode, read, write_atomically
 
 ROOT = Path(__file__).resolve().parent
 SIGNS = {"met": "✓", "regressed": "✗", "failed": "✗", "too_good": "!", "skipped": "-"}
@@ -39,7 +39,7 @@ def table(verdicts: list[Verdict]) -> str:
             v.unit,
             v.source,
             # a traceback's first line says nothing: its last one does
-            v.reason.strip().splitlines()[-1],
+            (v.reason.strip().splitlines() or [""])[-1],
         )
         for v in verdicts
     ]
@@ -47,10 +47,18 @@ def table(verdicts: list[Verdict]) -> str:
     return tabulate(rows, headers=heads, disable_numparse=True)
 
 
+def gate_of(judged: Path) -> float:
+    """The accuracy gate that the last run was judged by; before any judging, the one in config/config.yaml."""
+    if judged.exists():
+        return read(judged, Judgement).max_increase_percent
+    return float(config.read_yaml(ROOT / "config/config.yaml")["accuracy_gate"]["max_increase_percent"])
+
+
 def compare(arguments: argparse.Namespace) -> int:
     hardware = arguments.hardware or key.detect()
     folder = ROOT / "results" / hardware
     records = [read(path, MeasureRecord) for path in sorted(folder.glob("pairs/*/measure.json"))]
+    records = [record for record in records if record.pair in pairs.names()]
     if not records:
         raise UserError(f"results/{hardware}: nothing measured here yet; run `snakemake --cores all`")
     file = ROOT / f"expectations_{hardware}.json"
@@ -62,8 +70,7 @@ def compare(arguments: argparse.Namespace) -> int:
     verdicts = expectations.judge_pairs(records, known, hardware)
     perplexity = folder / "perplexity.json"
     if perplexity.exists():
-        gate = config.read_yaml(ROOT / "config/config.yaml")["accuracy_gate"]["max_increase_percent"]
-        verdicts += expectations.judge_accuracy(read(perplexity, PerplexityRecord), gate)
+        verdicts += expectations.judge_accuracy(read(perplexity, PerplexityRecord), gate_of(folder / "judgement.json"))
     print(table(verdicts))
     return expectations.exit_code(verdicts)
 

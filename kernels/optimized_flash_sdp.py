@@ -80,6 +80,8 @@ def build(inputs):
     for name, backend in CUDA_BACKENDS.items():
         try:
             timed[name] = milliseconds(on(backend))
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # 'No available kernel': this back end doesn't take the shape or dtype
             refused.append(f"{name}: {str(error).splitlines()[0]}")
     if not timed:

@@ -10,6 +10,7 @@ sys.path.insert(0, str(ROOT))
 from serveproof import config as settings_of
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of, require
+from serveproof.provenance import environment
 from serveproof.sources import closure
 from serveproof.workflow import hold_run_lock, job_environment, source_files
 
@@ -25,6 +26,8 @@ DEVICE = device_of(HARDWARE)
 RESULTS = f"results/{HARDWARE}"
 PAIRS = sorted(SETTINGS.cases)
 THREADS = SETTINGS.threads
+# a parameter of every measuring rule: after an upgrade the figures are measured again
+ENVIRONMENT_VERSIONS = environment()
 ENVIRONMENT = "../envs/gpu.yaml" if DEVICE == "cuda" else "../envs/cpu.yaml"
 
 

@@ -13,6 +13,7 @@ rule hardware:
     threads: THREADS
     params:
         key=HARDWARE,
+        environment=ENVIRONMENT_VERSIONS,
         threads=THREADS,
     shell:
         "python3 scripts/hardware.py --key {params.key:q} --threads {params.threads}"

@@ -15,6 +15,7 @@ rule verify_pair:
     threads: THREADS
     params:
         key=HARDWARE,
+        environment=ENVIRONMENT_VERSIONS,
         cases=cases_of,
         threads=THREADS,
         seed=MEASURE["seed"],
@@ -41,6 +42,7 @@ rule measure_pair:
     params:
         **MEASURE,
         key=HARDWARE,
+        environment=ENVIRONMENT_VERSIONS,
         cases=cases_of,
         threads=THREADS,
     shell:

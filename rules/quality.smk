@@ -61,12 +61,12 @@ rule perplexity_eval:
         **PERPLEXITY,
         model=lambda wildcards, input: os.path.dirname(input.model_record),
         key=HARDWARE,
-        device=DEVICE,
+        environment=ENVIRONMENT_VERSIONS,
         threads=THREADS,
     # Beside a busy neighbour, threads that spin while they wait are many times slower.
     shell:
         "OMP_WAIT_POLICY=passive python3 scripts/perplexity_eval.py --model {params.model:q} --text {input.text:q}"
-        " --text-record {input.text_record:q} --hardware {params.key:q} --device {params.device:q}"
+        " --text-record {input.text_record:q} --key {params.key:q}"
         " --precisions {params.precisions:q} --window-tokens {params.window_tokens}"
         " --stride-tokens {params.stride_tokens} --tokens {params.tokens}"
         " --threads {params.threads} --out-record {output.record:q}"

@@ -20,7 +20,8 @@ def work(arguments: argparse.Namespace) -> None:
     if arguments.perplexity:
         accuracy = read(arguments.perplexity, PerplexityRecord)
         verdicts += expectations.judge_accuracy(accuracy, arguments.max_increase_percent)
-    write(arguments.out, Judgement(arguments.key, arguments.expectations.name if known else "", verdicts))
+    name = arguments.expectations.name if known else ""
+    write(arguments.out, Judgement(arguments.key, name, arguments.max_increase_percent, verdicts))
 
 
 def main() -> None:

@@ -7,8 +7,6 @@ not timed. Writes results.MeasureRecord and the samples as Parquet.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 
 from serveproof import pairs, script
@@ -57,7 +55,7 @@ def work(arguments: argparse.Namespace) -> None:
             code_sha=pair.code_sha,
             summary=pair.summary,
             cases=[records[case.case] for case in arguments.cases],
-            provenance=collect(pairs.ROOT, shlex.join(["python", *sys.argv])),
+            provenance=collect(pairs.ROOT),
         ),
     )
 

@@ -10,7 +10,6 @@ for five precisions on 2 CPU cores that nothing else uses.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from serveproof.bench.perplexity import Integers, Samples, evaluate, evaluated_p
 from serveproof.engine.config import read_config
 from serveproof.engine.quantization import PRECISIONS
 from serveproof.errors import UserError
+from serveproof.hardware.key import device_of, require
+from serveproof.hardware.lease import lease
 
 
 def read_tokens(model: Path, text: Path, tokens: int, window_tokens: int) -> Integers:
@@ -64,8 +65,8 @@ def samples_table(samples: Samples) -> pl.DataFrame:
 
 def run(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device; use --device cpu")
+    require(arguments.key)
+    device = device_of(arguments.key)
     torch.set_num_threads(arguments.threads)
     precisions = evaluated_precisions(arguments.precisions)
     model_record = results.read(arguments.model / "model.json", results.ModelRecord)
@@ -76,19 +77,20 @@ def run(arguments: argparse.Namespace) -> None:
     window, stride = arguments.window_tokens, arguments.stride_tokens
     tokens = read_tokens(arguments.model, arguments.text, arguments.tokens, window)
     plan = window_plan(len(tokens), window, stride)
-    with tqdm(total=len(plan) * len(precisions), unit="window", disable=not sys.stderr.isatty()) as bar:
+    bar = tqdm(total=len(plan) * len(precisions), unit="window", disable=None, leave=False)
+    with lease(device), bar:
         found, samples = evaluate(
             arguments.model,
             tokens,
             arguments.precisions,
             window,
             stride,
-            device=arguments.device,
+            device=device,
             on_window=bar.update,
         )
     results.write_atomically(arguments.out_samples, samples_table(samples).write_parquet)
     record = results.PerplexityRecord(
-        hardware=arguments.hardware,
+        hardware=arguments.key,
         model=model_record,
         text=text_record,
         window_tokens=window,
@@ -113,8 +115,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, type=Path, help="directory that prepare_model wrote")
     parser.add_argument("--text", required=True, type=Path, help="UTF-8 text")
     parser.add_argument("--text-record", required=True, type=Path, help="its record")
-    parser.add_argument("--hardware", required=True, help="hardware key for the record")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--key", required=True, help="the hardware key that the run is for")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), help=f"of {', '.join(PRECISIONS)}")
     parser.add_argument("--window-tokens", type=positive, default=1024)
     parser.add_argument("--stride-tokens", type=positive, default=768)

@@ -22,7 +22,7 @@ def work(arguments: argparse.Namespace) -> None:
     if arguments.provenance:
         origin = results.read(arguments.provenance, results.Provenance)
     else:
-        origin = provenance.collect(ROOT, "snakemake --cores all")
+        origin = provenance.collect(ROOT)
     page = render(machines, origin)
     results.write_atomically(arguments.out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 

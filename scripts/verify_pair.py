@@ -9,41 +9,49 @@ from __future__ import annotations
 import argparse
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from serveproof import pairs, script
 from serveproof.bench.job import Case, add_options
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
-from serveproof.results import SideCheck, VerifyCase, VerifyRecord, write
+from serveproof.results import SIDES, SideCheck, VerifyCase, VerifyRecord, write
+
+if TYPE_CHECKING:
+    from serveproof.bench.inputs import Refill
+
+
+def check_side(pair: pairs.Pair, side: str, refill: Refill, case: Case) -> SideCheck:
+    """One side; a refusal is skipped, an exception is an error with its traceback."""
+    from serveproof.bench import verification
+
+    try:
+        run = verification.build_side(pair, side, refill)
+        return verification.verify_side(run, refill, pair, case.tolerance_eps)
+    except NotImplementedError as refusal:
+        return SideCheck(status="skipped", reason=str(refusal) or "the back end refuses without a reason")
+    except Exception:
+        return SideCheck(status="error", reason=traceback.format_exc())
 
 
 def verify(pair: pairs.Pair, case: Case, device: str, seed: int) -> VerifyCase:
-    """One case, both sides; a refusal is skipped, an exception is an error with its traceback."""
-    from serveproof.bench import inputs, verification
-
-    def outcome(baseline: SideCheck, optimized: SideCheck) -> VerifyCase:
-        sides = {"baseline": baseline, "optimized": optimized}
-        worst = next((side for side in sides.values() if side.status != "passed"), optimized)
-        reason = "; ".join(f"{name}: {side.reason}" for name, side in sides.items() if side.reason)
-        return VerifyCase(case.case, case.tier, case.axes, worst.status, reason, baseline, optimized)
+    """One case, both sides; the case has the status of the first side that did not pass."""
+    from serveproof.bench import inputs
 
     refusal = pair.optimized.requires(device)
+    sides: dict[str, SideCheck]
     if refusal is not None:
-        skipped = SideCheck(status="skipped", reason=refusal)
-        return VerifyCase(case.case, case.tier, case.axes, "skipped", refusal, skipped, skipped)
-    try:
-        refill = inputs.Refill(pair, case.axes, device, seed)
-        runs = verification.build_sides(pair, refill)
-        checks = [
-            verification.verify_side(runs[side], refill, pair, case.tolerance_eps) for side in ("baseline", "optimized")
-        ]
-        return outcome(*checks)
-    except NotImplementedError as error:
-        skipped = SideCheck(status="skipped", reason=str(error))
-        return VerifyCase(case.case, case.tier, case.axes, "skipped", str(error), skipped, skipped)
-    except Exception:
-        broken = SideCheck(status="error", reason=traceback.format_exc())
-        return VerifyCase(case.case, case.tier, case.axes, "error", broken.reason, broken, broken)
+        sides = dict.fromkeys(SIDES, SideCheck(status="skipped", reason=refusal))
+    else:
+        try:
+            refill = inputs.Refill(pair, case.axes, device, seed)
+            sides = {side: check_side(pair, side, refill, case) for side in SIDES}
+        except Exception:
+            sides = dict.fromkeys(SIDES, SideCheck(status="error", reason=traceback.format_exc()))
+    statuses = [side.status for side in sides.values()]
+    status = next((found for found in statuses if found != "passed"), statuses[0])
+    reasons = [f"{name}: {side.reason}" for name, side in sides.items() if side.reason]
+    return VerifyCase(case.case, case.tier, case.axes, status, refusal or "; ".join(reasons), **sides)
 
 
 def work(arguments: argparse.Namespace) -> None:

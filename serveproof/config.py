@@ -91,8 +91,11 @@ def resolve(config: dict[str, Any], root: Path = pairs.ROOT, cores: int | None =
     if cores == 0:
         raise UserError("--cores 0: nothing can run on no cores; use `--cores all`, or a number from 1 up")
     for name in ("model", "text"):
-        if config[name] != "default" and not Path(config[name]).expanduser().exists():
+        if config[name] == "default":
+            continue
+        if not Path(config[name]).expanduser().exists():
             raise UserError(f"config/config.yaml: key '{name}': {config[name]} doesn't exist; give a path or `default`")
+        config = {**config, name: str(Path(config[name]).expanduser())}
     windows = config["perplexity"]
     if windows["stride_tokens"] >= windows["window_tokens"]:
         raise UserError(

@@ -139,7 +139,7 @@ def _judge_case(record: MeasureRecord, case: MeasureCase, entry: CaseExpectation
             "expected": wanted.expected,
             "lower": wanted.lower,
             "upper": wanted.upper,
-            "source": wanted.source,
+            "source": f"{wanted.source}; {wanted.note}" if wanted.note else wanted.source,
         }
         if entry.axes != case.axes:
             yield _verdict(subject, metric, "expired", "the expectation is for other axes", **seen)
@@ -160,12 +160,20 @@ def judge_pairs(records: list[MeasureRecord], expectations: Expectations | None,
             f"expectations for '{expectations.hardware}' can't judge '{hardware}'; each hardware has its own file"
         )
     known = expectations.pairs if expectations else {}
-    return [
+    verdicts = [
         verdict
         for record in records
         for case in record.cases
         for verdict in _judge_case(record, case, known.get(record.pair, {}).get(case.case))
     ]
+    there = {f"{record.pair}/{case.case}" for record in records for case in record.cases}
+    expected = {f"{pair}/{case}" for pair, cases in known.items() for case in cases}
+    # What vanished must not pass unnoticed: a figure that is expected and wasn't measured is a verdict too.
+    verdicts += [
+        _verdict(subject, "speedup", "absent", "expected, but not measured in this run")
+        for subject in sorted(expected - there)
+    ]
+    return verdicts
 
 
 def judge_accuracy(record: PerplexityRecord, max_increase_percent: float) -> list[Verdict]:

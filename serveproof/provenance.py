@@ -8,17 +8,19 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 from serveproof.hardware.key import nvml
 from serveproof.results import Provenance
 
-# What can change a figure or a report, as far as it is installed.
+# What can change a figure, and what else makes the report, as far as it is installed.
+MEASURING = ("torch", "triton", "flashinfer-python", "transformer-engine", "numpy")
 PACKAGES = (
-    "torch", "triton", "flashinfer-python", "transformer-engine", "cupti-python", "nsight-python", "nvtx",
-    "transformers", "tokenizers", "safetensors", "gguf", "mwparserfromhell", "numpy", "scipy", "polars", "snakemake",
-    "jinja2", "altair", "vl-convert-python", "msgspec",
+    *MEASURING, "cupti-python", "nsight-python", "nvtx", "transformers", "tokenizers", "safetensors", "gguf",
+    "mwparserfromhell", "scipy", "polars", "snakemake", "jinja2", "altair", "vl-convert-python", "msgspec",
 )  # fmt: skip
 
 
@@ -27,10 +29,10 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of what can change a figure, Python first; what is not installed is left out."""
+def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
+    """Installed versions, Python's first; what is not installed is left out."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -47,14 +49,23 @@ def driver_version() -> str:
     return version.decode() if isinstance(version, bytes) else str(version)
 
 
+def environment() -> str:
+    """What of the environment can change a figure, as one line: versions and driver.
+
+    A parameter of every measuring rule: after an upgrade the figures are measured again.
+    """
+    found = versions(MEASURING) | {"driver": driver_version()}
+    return " ".join(f"{name}={version}" for name, version in found.items())
+
+
 def _follows(lock: Path) -> bool:
     """Whether every installed package of PACKAGES that the lock names has the lock's version."""
     locked = dict(re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", lock.read_text(), re.M))
     return all(version.split("+")[0] == locked.get(name, version) for name, version in versions().items())
 
 
-def collect(root: Path, command: str) -> Provenance:
-    """The provenance of a figure made now, in the checkout at `root`, by `command`.
+def collect(root: Path) -> Provenance:
+    """The provenance of a figure made now, in the checkout at `root`; its command is Snakemake's where that runs it.
 
     An environment that doesn't follow the lock says so: lock_file then ends in ' (not followed)'. Where the tree is a
     copy without its .git, whoever made the copy says which commit it is, in SERVEPROOF_COMMIT.
@@ -71,6 +82,6 @@ def collect(root: Path, command: str) -> Provenance:
         lock_sha256=hashlib.sha256(lock.read_bytes()).hexdigest(),
         versions=versions(),
         driver=driver,
-        command=command,
+        command=os.environ.get("SERVEPROOF_COMMAND") or shlex.join(["python", *sys.argv]),
         date_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

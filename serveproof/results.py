@@ -18,9 +18,8 @@ import msgspec
 from serveproof.errors import UserError
 
 Status = Literal["passed", "failed", "skipped", "error"]
-VerdictName = Literal[
-    "met", "regressed", "too_good", "inconclusive", "skipped", "expired", "absent", "failed", "not_compared"
-]
+SIDES = ("baseline", "optimized")
+VerdictName = Literal["met", "regressed", "too_good", "inconclusive", "skipped", "expired", "absent", "failed"]
 
 
 class Record(msgspec.Struct, forbid_unknown_fields=True):
@@ -163,7 +162,7 @@ class SideSummary(Record):
 class Timing(Record):
     """How the times were taken."""
 
-    method: Literal["host_clock", "cuda_events", "cuda_graph", "cupti"]
+    method: Literal["host_clock", "cuda_events"]
     processes: int
     rounds: int
     warmup_rounds: int
@@ -304,6 +303,7 @@ class Judgement(Record):
 
     hardware: str
     expectations_file: str
+    max_increase_percent: float
     verdicts: list[Verdict]
 
 

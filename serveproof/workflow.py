@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from serveproof.errors import UserError
 def job_environment(root: Path) -> None:
     """Jobs run the Python that runs Snakemake, and import serveproof from this checkout.
 
-    Under --sdm conda the environment's own Python stands before it on PATH.
+    Under --sdm conda the environment's own Python stands before it on PATH. The report names the command that made it.
     """
+    os.environ.setdefault("SERVEPROOF_COMMAND", shlex.join(["snakemake", *sys.argv[1:]]))
     for name, first in (("PATH", str(Path(sys.executable).parent)), ("PYTHONPATH", str(root))):
         os.environ[name] = os.pathsep.join(filter(None, (first, os.environ.get(name))))
 
@@ -23,7 +25,7 @@ def source_files(setting: str) -> list[str]:
     """The files behind a `default`-or-path setting: a changed file of the user's reruns what reads it."""
     if setting == "default":
         return []
-    path = Path(setting).expanduser()
+    path = Path(setting)
     return sorted(str(file) for file in path.iterdir() if file.is_file()) if path.is_dir() else [str(path)]
 
 

@@ -19,9 +19,8 @@ import polars as pl
 from serveproof import pairs
 from serveproof.bench import roofline, statistics, worker
 from serveproof.bench.job import Case, CaseReply, Job, Reply
-from serveproof.bench.timing import SIDES
 from serveproof.hardware.clocks import cpu_pressure_percent
-from serveproof.results import Ceilings, Estimate, MeasureCase, Metric, SideSummary, Timing
+from serveproof.results import SIDES, Ceilings, Estimate, MeasureCase, Metric, SideSummary, Timing
 
 SCHEMA: dict[str, Any] = {
     "case": pl.String,

@@ -17,8 +17,8 @@ import torch
 from serveproof.bench.inputs import Refill
 from serveproof.hardware.clocks import slowdown_reasons
 from serveproof.pairs import Run
+from serveproof.results import SIDES
 
-SIDES = ("baseline", "optimized")
 MIN_SAMPLE_MS_CPU = 2.0
 # How long the GPU is kept busy while the host enqueues what is timed: a multiple of the enqueueing time seen so far.
 SPIN_FACTOR, SPIN_MAX_S = 3.0, 0.02
@@ -97,8 +97,9 @@ def take_turns(
 ) -> Samples:
     """Time both sides for `rounds` rounds after `warmup_rounds`.
 
-    A round during which the GPU says it runs slowed down is thrown away and counted. In the last round
-    check_last(side, output) gets the output of the very calls that were timed, while their inputs are still in place.
+    A round during which the GPU says it runs slowed down is thrown away and counted. A last round more is timed like
+    the others and not recorded: there check_last(side, output) gets the output of the very calls that were timed,
+    while their inputs are still in place, and the checking disturbs no sample.
     """
     watch = Stopwatch(device)
     taken = Samples(l2_flush_bytes=watch.l2_flush_bytes)
@@ -108,7 +109,7 @@ def take_turns(
             refill.next()
             fastest = min(fastest, watch.time_ms(runs[side], 1)[0])
         taken.repeats[side] = 1 if device == "cuda" else max(1, math.ceil(MIN_SAMPLE_MS_CPU / fastest))
-    for number in range(rounds):
+    for number in range(rounds + 1):
         first, second = SIDES if number % 2 == 0 else SIDES[::-1]
         slowed = set(slowdown_reasons()) if device == "cuda" else set()
         this_round = []
@@ -116,11 +117,13 @@ def take_turns(
             refill.next()
             time_ms, output = watch.time_ms(runs[side], taken.repeats[side])
             this_round.append(Sample(number, side, order, time_ms))
-            if number == rounds - 1 and order >= 2:
+            if number == rounds and order >= 2:
                 check_last(side, output)
             del output
         if device == "cuda":
             slowed |= set(slowdown_reasons())
+        if number == rounds:
+            break
         if slowed:
             taken.discard_reasons.append(f"round {number}: {', '.join(sorted(slowed))}")
         else:

@@ -5,7 +5,9 @@ A process of its own per repetition makes memory layout, allocator state and bac
 
 from __future__ import annotations
 
+import ctypes
 import resource
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,6 +20,7 @@ import msgspec
 
 from serveproof import pairs
 from serveproof.bench.job import Case, CaseReply, Job, Reply
+from serveproof.results import SIDES
 
 
 def guarded(case: str, work: Callable[[], CaseReply]) -> CaseReply:
@@ -39,7 +42,7 @@ def time_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
     from serveproof.bench import inputs, timing, verification
 
     refill = inputs.Refill(pair, case.axes, job.device, job.seed)
-    runs = verification.build_sides(pair, refill)
+    runs = {side: verification.build_side(pair, side, refill) for side in SIDES}
     failures: list[str] = []
 
     def check_last(side: str, output: Any) -> None:
@@ -95,8 +98,17 @@ def work(job: Job) -> Reply:
     return Reply(cases=replies)
 
 
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when the one that started it dies: an orphan would time beside the next job.
+
+    prctl(2), PR_SET_PDEATHSIG = 1.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
+
+
 def main() -> None:
     """python -m serveproof.bench.worker JOB.json REPLY.json"""
+    die_with_parent()
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Path(sys.argv[2]).write_bytes(msgspec.json.encode(work(job)))

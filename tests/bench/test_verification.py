@@ -23,7 +23,7 @@ def test_every_pair_passes_and_rejects_the_four_corruptions(name: str, case: dic
     if refusal:
         pytest.skip(refusal)
     refill = inputs.Refill(pair, case["axes"], "cpu", seed=7)
-    found = verification.verify_side(verification.build_sides(pair, refill)[side], refill, pair, case["tolerance_eps"])
+    found = verification.verify_side(verification.build_side(pair, side, refill), refill, pair, case["tolerance_eps"])
     assert (found.status, found.reason) == ("passed", "")
     assert found.must_fail == dict.fromkeys(verification.CORRUPTIONS, True)
 
@@ -69,7 +69,7 @@ def test_a_check_that_accepts_corruption_is_itself_a_failure() -> None:
     pair = pairs.load("flash_sdp")
     axes = {"batch": 1, "heads": 1, "seq": 16, "head_dim": 8, "causal": False, "dtype": "float32"}
     refill = inputs.Refill(pair, axes, "cpu", seed=0)
-    run = verification.build_sides(pair, refill)["optimized"]
+    run = verification.build_side(pair, "optimized", refill)
     found = verification.verify_side(run, refill, pair, tolerance_eps=1e8)
     assert found.status == "failed"
     assert "it can't fail" in found.reason

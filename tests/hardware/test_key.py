@@ -10,6 +10,7 @@ import pytest
 from serveproof.errors import UserError
 from serveproof.hardware import key
 from serveproof.hardware.key import Gpu
+from serveproof.pairs import ROOT
 
 A, B, C = (Gpu(i, f"GPU-{letter * 8}", "NVIDIA H200") for i, letter in enumerate("abc"))
 
@@ -75,4 +76,4 @@ def test_nothing_here_imports_torch() -> None:
     code = (
         "import sys, serveproof.config, serveproof.workflow, serveproof.expectations; sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT).returncode == 0

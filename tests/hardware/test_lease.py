@@ -13,8 +13,15 @@ import pytest
 
 from serveproof.errors import UserError
 from serveproof.hardware import key, lease
+from serveproof.pairs import ROOT
 
-HOLD = "from serveproof.hardware.lease import lease\nwith lease('cpu'):\n print('held', flush=True)\n import time\n time.sleep(60)"
+HOLD = """
+import time
+from serveproof.hardware.lease import lease
+with lease('cpu'):
+    print('held', flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +32,7 @@ def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_second_holder_waits_and_a_killed_one_holds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert holder.stdout
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="still leased"), lease.lease("cpu", poll_s=0.01, limit_s=0.1):

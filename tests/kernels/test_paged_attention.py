@@ -54,8 +54,8 @@ def test_lengths_at_a_pages_edges(lengths: list[int], monkeypatch: pytest.Monkey
 @given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=8), page=st.integers(1, 32))
 def test_a_block_table_gives_every_page_to_one_sequence(lengths: list[int], page: int) -> None:
     table_BP, pages = PAIR.baseline.block_table(torch.tensor(lengths), page)
-    used = [table_BP[b, : -(-n // page)].tolist() for b, n in enumerate(lengths)]
-    assert sorted(sum(used, [])) == list(range(pages))
+    used = [page_id for b, n in enumerate(lengths) for page_id in table_BP[b, : -(-n // page)].tolist()]
+    assert sorted(used) == list(range(pages))
 
 
 def test_lengths_are_long_tailed_and_the_same_for_every_seed() -> None:

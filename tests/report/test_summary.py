@@ -40,7 +40,7 @@ def test_counts_skipped_failed_and_regressed_pairs(folder: Path) -> None:
     fake_results.write_pair(folder, "e", [fake_results.broken("one", "error", "trace")], [])
     add(folder, "r", 1.2, 0.01)
     verdict = fake_results.verdict("r/one", "regressed", "below")
-    results.write(folder / "judgement.json", Judgement(hardware="cpu", expectations_file="none", verdicts=[verdict]))
+    results.write(folder / "judgement.json", Judgement("cpu", "none", 2.0, [verdict]))
     headline = summary.headline(collect(folder))
     assert headline.sentence == "1 of 3 optimizations pay here; 1 regressed; 1 failed; 1 skipped."
 

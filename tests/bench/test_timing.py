@@ -1,0 +1,67 @@
+"""Taking turns: the order, the check of timed outputs, what is thrown away."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serveproof.bench import timing
+
+
+class FakeRefill:
+    """Counts refills and remembers how many there were when each closure ran."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def next(self) -> None:
+        self.count += 1
+
+
+def turns(
+    rounds: int, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> tuple[timing.Samples, list[tuple[str, Any]], FakeRefill]:
+    refill = FakeRefill()
+    checked: list[tuple[str, Any]] = []
+    # 3 ms a call: no repeats are needed to fill a sample
+    monkeypatch.setattr(timing.Stopwatch, "time_ms", lambda self, run, repeats: (3.0, run()))
+    runs = {side: (lambda side=side: (side, refill.count)) for side in ("baseline", "optimized")}
+    found = timing.take_turns(runs, refill, "cpu", rounds, 2, lambda side, output: checked.append((side, output)))
+    return found, checked, refill
+
+
+def test_rounds_alternate_abba_and_baab(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _, _ = turns(4, monkeypatch)
+    orders = ["".join(s.side[0] for s in found.samples if s.round == number) for number in range(4)]
+    assert orders == ["boob", "obbo", "boob", "obbo"]
+    assert len(found.samples) == 16
+
+
+def test_every_call_has_fresh_inputs_and_both_sides_timed_outputs_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, checked, refill = turns(3, monkeypatch)
+    # 2 x 2 warm-ups, 4 a round, and a checking round more that is not recorded
+    assert refill.count == 4 + 4 * 4
+    assert {side for side, _ in checked} == {"baseline", "optimized"}
+    assert [seen for _, (_, seen) in checked] == [refill.count - 1, refill.count]
+    assert {s.round for s in found.samples} == {0, 1, 2}
+
+
+def test_short_calls_are_repeated_to_fill_a_sample() -> None:
+    runs = {side: (lambda: None) for side in ("baseline", "optimized")}
+    found = timing.take_turns(runs, FakeRefill(), "cpu", 1, 3, lambda side, output: None)  # type: ignore[arg-type]
+    assert min(found.repeats.values()) > 100
+    assert all(sample.time_ms < 1 for sample in found.samples)
+
+
+def test_a_throttled_round_is_thrown_away_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        timing, "Stopwatch", lambda device: SimpleNamespace(l2_flush_bytes=1, time_ms=lambda r, n: (1.0, r()))
+    )
+    answers = iter([[], [], ["hw_thermal_slowdown"], [], [], [], [], []])
+    monkeypatch.setattr(timing, "slowdown_reasons", lambda: next(answers))
+    runs = {side: (lambda: None) for side in ("baseline", "optimized")}
+    found = timing.take_turns(runs, FakeRefill(), "cuda", 3, 1, lambda side, output: None)  # type: ignore[arg-type]
+    assert {s.round for s in found.samples} == {0, 2}
+    assert found.discard_reasons == ["round 1: hw_thermal_slowdown"]
