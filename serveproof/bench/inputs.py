@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,20 +23,29 @@ class Refill:
     """
 
     def __init__(self, pair: Pair, axes: dict[str, Any], device: str, seed: int, sets: int = 2) -> None:
-        self.live: Inputs = pair.baseline.make_inputs(axes, device, seed)
+        self.make = partial(pair.baseline.make_inputs, axes, device)
+        self.live: Inputs = self.make(seed)
         self.names = floating_names(self.live)
         self.sources: list[Inputs] = []
         for number in range(1, sets + 1):
-            fresh = pair.baseline.make_inputs(axes, device, seed + number)
+            fresh = self.make(seed + number)
             for name, value in self.live.items():
                 if name not in self.names and isinstance(value, torch.Tensor) and not torch.equal(value, fresh[name]):
                     raise ValueError(f"make_inputs: integer input '{name}' changes with the seed; only floats may")
             self.sources.append({name: fresh[name] for name in self.names})
         self.turn = 0
+        self.unused_seed = seed + sets + 1
 
     def next(self) -> None:
-        """Copy the next value set into the live inputs, in place."""
-        source = self.sources[self.turn % len(self.sources)]
+        """Copy the next of the kept value sets into the live inputs, in place: quick, for timed rounds."""
+        self._copy(self.sources[self.turn % len(self.sources)])
         self.turn += 1
+
+    def fresh(self) -> None:
+        """Refill with values that were never there before: what is checked can't have been seen."""
+        self._copy(self.make(self.unused_seed))
+        self.unused_seed += 1
+
+    def _copy(self, source: Inputs) -> None:
         for name in self.names:
             self.live[name].copy_(source[name])

@@ -98,8 +98,8 @@ def take_turns(
     """Time both sides for `rounds` rounds after `warmup_rounds`.
 
     A round during which the GPU says it runs slowed down is thrown away and counted. A last round more is timed like
-    the others and not recorded: there check_last(side, output) gets the output of the very calls that were timed,
-    while their inputs are still in place, and the checking disturbs no sample.
+    the others and not recorded: there the inputs are values never seen before, check_last(side, output) gets the
+    output of the very calls that were timed while their inputs are still in place, and checking disturbs no sample.
     """
     watch = Stopwatch(device)
     taken = Samples(l2_flush_bytes=watch.l2_flush_bytes)
@@ -114,7 +114,10 @@ def take_turns(
         slowed = set(slowdown_reasons()) if device == "cuda" else set()
         this_round = []
         for order, side in enumerate((first, second, second, first)):
-            refill.next()
+            if number < rounds:
+                refill.next()
+            else:
+                refill.fresh()
             time_ms, output = watch.time_ms(runs[side], taken.repeats[side])
             this_round.append(Sample(number, side, order, time_ms))
             if number == rounds and order >= 2:

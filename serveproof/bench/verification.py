@@ -75,10 +75,10 @@ def check(output: torch.Tensor, reference: torch.Tensor, tolerance_eps: float) -
 
 
 def verify_side(run: Run, refill: Refill, pair: Pair, tolerance_eps: float) -> SideCheck:
-    """Run on one value set, refill in place, run again and check the second output; then the four corruptions."""
-    refill.next()
+    """Run on values, refill in place with others, run again and check the second output; then the four corruptions."""
+    refill.fresh()
     stale = run().clone()
-    refill.next()
+    refill.fresh()
     output = run()
     reference = pair.baseline.reference(refill.live)
     result = check(output, reference, tolerance_eps)

@@ -23,11 +23,14 @@ def test_values_change_in_place_and_integers_stay() -> None:
     refill = Refill(pair_of(make_inputs), {}, "cpu", 0)
     x = refill.live["x"]
     seen = [x.clone()]
-    for _ in range(3):
-        refill.next()
+    for refresh in (refill.next, refill.next, refill.fresh, refill.next, refill.fresh):
+        refresh()
         assert refill.live["x"] is x
         assert not torch.equal(x, seen[-1])
         seen.append(x.clone())
+    # kept sets come round again; fresh ones never do
+    assert torch.equal(seen[1], seen[4])
+    assert not any(torch.equal(seen[i], seen[j]) for i in (3, 5) for j in range(6) if i != j)
     assert torch.equal(refill.live["n"], torch.arange(3))
 
 

@@ -19,6 +19,8 @@ class FakeRefill:
     def next(self) -> None:
         self.count += 1
 
+    fresh = next
+
 
 def turns(
     rounds: int, monkeypatch: pytest.MonkeyPatch, **changes: Any

@@ -1,0 +1,99 @@
+"""Settings: every fault is one line that names the key and the mend; autos follow the hardware."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from serveproof import config
+from serveproof.errors import UserError
+from serveproof.pairs import ROOT
+
+GOOD = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    made = copy.deepcopy(GOOD)
+    *parents, last = path.split(".")
+    place = made
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    return made
+
+
+def test_the_shipped_settings_are_good() -> None:
+    found = config.resolve(GOOD | {"hardware": "cpu"}, cores=3)
+    assert found.threads == 3
+    assert {case["tier"] for cases in found.cases.values() for case in cases} == {"cpu"}
+    assert found.values["perplexity"]["tokens"] == config.AUTO_TOKENS["cpu"]
+
+
+def test_autos_follow_the_hardware_named() -> None:
+    found = config.resolve(GOOD | {"hardware": "2x_h200"})
+    assert {case["tier"] for cases in found.cases.values() for case in cases} == {"gpu", "reference"}
+    assert found.values["perplexity"]["tokens"] == config.AUTO_TOKENS["cuda"]
+
+
+def test_smoke_overrides_only_known_keys() -> None:
+    smoke = yaml.safe_load((ROOT / "config/smoke.yaml").read_text())
+    merged = {key: {**value, **smoke[key]} if key in smoke else value for key, value in GOOD.items()}
+    assert set(smoke) <= set(GOOD)
+    config.resolve(merged)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("paris", "all", r"unknown key 'paris'; did you mean 'pairs'\?"),
+        ("measure.procesess", 3, r"unknown key 'measure.procesess'; did you mean 'processes'\?"),
+        ("measure.xyzzy", 3, "unknown key 'measure.xyzzy'; there are: processes, rounds"),
+        ("measure.rounds", "ten", r"key 'measure.rounds' \(A B B A rounds a process\): 'ten' is not of type 'integer'"),
+        ("measure.processes", 1, "measure.processes"),
+        ("pairs", ["flash_sd"], r"pair 'flash_sd' doesn't exist; did you mean 'flash_sdp'\?"),
+        ("pairs", ["nothing_like_it"], "doesn't exist; kernels/ has: flash_sdp, paged_attention"),
+        ("model", "/no/such/model", "key 'model': /no/such/model doesn't exist; give a path or `default`"),
+        ("text", "~/no-such-text.txt", "key 'text': ~/no-such-text.txt doesn't exist"),
+        ("perplexity.stride_tokens", 4096, "key 'perplexity.stride_tokens': must be less"),
+        ("perplexity.precisions", ["fp4"], "perplexity.precisions.0"),
+        ("hardware", "H 200", "key 'hardware'"),
+        ("threads", 0, "key 'threads'"),
+    ],
+)
+def test_a_bad_key_is_one_line(key: str, value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        config.resolve(changed(key, value))
+    assert str(caught.value).startswith("config/config.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_cores() -> None:
+    with pytest.raises(UserError, match=r"--cores 0: .*--cores all"):
+        config.resolve(GOOD, cores=0)
+
+
+def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.txt").write_text("words")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.resolve(changed("text", "~/t.txt")).values["text"] == str(tmp_path / "t.txt")
+
+
+def test_workloads_are_held_to_their_schema(tmp_path: Path) -> None:
+    for name in ("config", "kernels"):
+        (tmp_path / name).symlink_to(ROOT / name) if name == "kernels" else (tmp_path / name).mkdir()
+    for path in (ROOT / "config").glob("*.yaml"):
+        (tmp_path / "config" / path.name).write_text(path.read_text())
+    workloads = tmp_path / "config/workloads.yaml"
+    workloads.write_text(workloads.read_text().replace("tolerance_eps: 32", "tolerance: 32", 1))
+    with pytest.raises(UserError, match=r"workloads.yaml: unknown key 'flash_sdp.cpu.0.tolerance'; did you mean"):
+        config.resolve(GOOD, tmp_path)
+    workloads.write_text("flash_sdp: {cpu: [")
+    with pytest.raises(UserError, match=r"workloads.yaml: not YAML"):
+        config.resolve(GOOD, tmp_path)
+    workloads.write_text("paged_attention: {}\n")
+    with pytest.raises(UserError, match="no entry for pair 'flash_sdp'"):
+        config.resolve(GOOD, tmp_path)

@@ -1,0 +1,71 @@
+"""The contract of a pair: what is missing is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from serveproof import pairs
+from serveproof.errors import UserError
+
+BASELINE = """
+def make_inputs(axes, device, seed): return {}
+def reference(inputs): ...
+def work(axes): return {}
+def build(inputs): return lambda: None
+"""
+OPTIMIZED = '''"""What it is.
+In two lines.
+
+And more."""
+READS = ("x",)
+def requires(device): return None
+def build(inputs): return lambda: None
+'''
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels/baseline_toy.py").write_text(BASELINE)
+    (tmp_path / "kernels/optimized_toy.py").write_text(OPTIMIZED)
+    return tmp_path
+
+
+def test_a_pair_loads_and_says_what_it_is(root: Path) -> None:
+    pair = pairs.load("toy", root)
+    assert pair.summary == "What it is. In two lines."
+    assert pairs.restrict(pair.optimized, {"x": 1, "y": 2}) == {"x": 1}
+    assert pairs.restrict(pair.baseline, {"x": 1, "y": 2}) == {"x": 1, "y": 2}
+
+
+def test_the_hash_follows_either_file(root: Path) -> None:
+    first = pairs.load("toy", root).code_sha
+    (root / "kernels/baseline_toy.py").write_text(BASELINE + "\n")
+    assert pairs.load("toy", root).code_sha != first
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        (
+            "baseline_toy.py",
+            BASELINE.replace("work(axes)", "work(shape)"),
+            r"baseline_toy.py: needs a function work\(axes\)",
+        ),
+        ("optimized_toy.py", "def build(inputs): ...", r"optimized_toy.py: needs a function requires\(device\)"),
+    ],
+)
+def test_a_broken_contract_is_one_line(root: Path, file: str, text: str, message: str) -> None:
+    (root / "kernels" / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        pairs.load("toy", root)
+
+
+def test_half_a_pair_and_no_pair(root: Path) -> None:
+    with pytest.raises(UserError, match="pair 'tow' doesn't exist; kernels/ has: toy"):
+        pairs.load("tow", root)
+    (root / "kernels/optimized_toy.py").unlink()
+    with pytest.raises(UserError, match=r"optimized_toy.py: missing"):
+        pairs.names(root)
