@@ -25,6 +25,7 @@ from serveproof.bench.perplexity import Integers, Samples, evaluate, evaluated_p
 from serveproof.engine.config import read_config
 from serveproof.engine.quantization import PRECISIONS
 from serveproof.errors import UserError
+from serveproof.hardware.lease import lease
 
 
 def read_tokens(model: Path, text: Path, tokens: int, window_tokens: int) -> Integers:
@@ -101,6 +102,12 @@ def run(arguments: argparse.Namespace) -> None:
     results.write(arguments.out_record, record)
 
 
+def run_alone(arguments: argparse.Namespace) -> None:
+    """Run with the device leased: a job that a killed run left behind may still be timing on it."""
+    with lease(arguments.device):
+        run(arguments)
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -122,7 +129,7 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     parser.add_argument("--out-record", required=True, type=Path, help="JSON record to write")
     parser.add_argument("--out-samples", required=True, type=Path, help="Parquet file to write")
-    script.run(run, parser.parse_args())
+    script.run(run_alone, parser.parse_args())
 
 
 if __name__ == "__main__":
