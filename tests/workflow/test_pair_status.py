@@ -1,4 +1,4 @@
-"""A new pair is two files and one entry; a pair that fails or can't run is a status with a reason that stops nothing."""
+"""A new pair is two files and one entry; one that fails or can't run is a status with a reason that stops nothing."""
 
 from __future__ import annotations
 
