@@ -83,7 +83,7 @@ def test_wrong_expectations_are_one_line(checkout: Checkout) -> None:
     before = modified(checkout.results / "cpu" / "pairs")
     compared = checkout.compare()
     assert compared.returncode == 2
-    for line in (error_line(compared), error_line(checkout.run())):
+    for line in (error_line(compared), error_line(checkout.run("results/cpu/judgement.json"))):
         assert "expectations_cpu.json: wrong schema" in line
         assert "$.pairs[...]" in line
         assert "`python compare.py --update-expectations`" in line
@@ -91,7 +91,7 @@ def test_wrong_expectations_are_one_line(checkout: Checkout) -> None:
     # ... and the mend that it names mends it
     (checkout.folder / "expectations_cpu.json").unlink()
     assert checkout.compare("--update-expectations").returncode in (0, 3)
-    assert checkout.run().returncode == 0
+    assert checkout.run("results/cpu/judgement.json").returncode == 0
 
 
 def test_an_unknown_key_in_the_workloads_is_one_line(checkout: Checkout) -> None:
