@@ -62,7 +62,7 @@ def compare(arguments: argparse.Namespace) -> int:
     verdicts = expectations.judge_pairs(records, known, hardware)
     perplexity = folder / "perplexity.json"
     if perplexity.exists():
-        gate = config.read_yaml(ROOT / "config/config.yaml")["accuracy_gate"]["max_increase_percent"]
+        gate = config.read(ROOT)["accuracy_gate"]["max_increase_percent"]
         verdicts += expectations.judge_accuracy(read(perplexity, PerplexityRecord), gate)
     print(table(verdicts))
     return expectations.exit_code(verdicts)

@@ -66,6 +66,13 @@ def validate(content: Any, schema_file: Path, name: str) -> None:
         raise UserError(_line(faults[0], name))
 
 
+def read(root: Path = pairs.ROOT) -> dict[str, Any]:
+    """config/config.yaml by itself, validated."""
+    content = read_yaml(root / "config/config.yaml")
+    validate(content, root / "config/config.schema.yaml", "config/config.yaml")
+    return dict(content)
+
+
 def _with_numbers(value: Any) -> Any:
     """Snakemake's --config leaves a number inside a mapping as text (`--config measure='{rounds: 5}'`)."""
     if isinstance(value, dict):

@@ -118,6 +118,10 @@ def test_a_pair_without_workloads_is_one_line(checkout: Checkout) -> None:
 def test_a_file_that_is_not_yaml_is_one_line(checkout: Checkout, name: str) -> None:
     checkout.append(name, "\nmeasure: [\n")
     assert f"{name}: not YAML" in error_line(checkout.run())
+    if name == "config/config.yaml":
+        compared = checkout.compare()
+        assert compared.returncode == 2
+        assert f"{name}: not YAML" in error_line(compared)
 
 
 def cut_short(path: Path) -> None:
