@@ -51,7 +51,7 @@ def gate_of(judged: Path) -> float:
     """The accuracy gate that the last run was judged by; before any judging, the one in config/config.yaml."""
     if judged.exists():
         return read(judged, Judgement).max_increase_percent
-    return float(config.read_yaml(ROOT / "config/config.yaml")["accuracy_gate"]["max_increase_percent"])
+    return float(config.read(ROOT)["accuracy_gate"]["max_increase_percent"])
 
 
 def compare(arguments: argparse.Namespace) -> int:

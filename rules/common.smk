@@ -16,6 +16,16 @@ from serveproof.workflow import hold_run_lock, job_environment, source_files
 
 job_environment(ROOT)
 
+# Snakemake would not say which file is broken.
+try:
+    settings_of.read_yaml(Path("config/config.yaml"))
+except UserError as error:
+    sys.exit(f"serveproof: {error}")
+
+
+configfile: "config/config.yaml"
+
+
 try:
     SETTINGS = settings_of.resolve(config, ROOT, workflow.cores)
 except UserError as error:

