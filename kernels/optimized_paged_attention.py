@@ -43,26 +43,33 @@ def build(inputs):
 
 
 def build_gather(inputs):
-    """Per sequence: gather its pages by the block table, then SDPA over its tokens alone, no mask.
+    """Gather every sequence's pages by the block table into one buffer, then SDPA per sequence, no mask.
 
+    The buffers are made once: fresh ones would fault in their memory on every call, or not, as the process has it.
     The query heads that share a KV head are packed as that head's query rows, so keys are not repeated for GQA.
     """
     q_BHD, k_NPHD, v_NPHD = inputs["q_BHD"], inputs["k_pages_NPHD"], inputs["v_pages_NPHD"]
     page, heads, D = k_NPHD.shape[1:]
     lengths = inputs["lengths_B"].tolist()
-    tables = [inputs["block_table_BP"][b, : -(-n // page)].long() for b, n in enumerate(lengths)]
+    pages = [-(-n // page) for n in lengths]
+    table = torch.cat([inputs["block_table_BP"][b, :count].long() for b, count in enumerate(pages)])
+    starts = [page * sum(pages[:b]) for b in range(len(pages))]
+    k_gathered = torch.empty(len(table), *k_NPHD.shape[1:], dtype=k_NPHD.dtype)
+    v_gathered = torch.empty_like(k_gathered)
 
     def run():
         out_BHD = torch.empty_like(q_BHD)
-        for b, n in enumerate(lengths):
-            k_1HSD = k_NPHD.index_select(0, tables[b]).view(1, -1, heads, D)[:, :n].transpose(1, 2)
-            v_1HSD = v_NPHD.index_select(0, tables[b]).view(1, -1, heads, D)[:, :n].transpose(1, 2)
+        k_SHD = torch.index_select(k_NPHD, 0, table, out=k_gathered).view(-1, heads, D)
+        v_SHD = torch.index_select(v_NPHD, 0, table, out=v_gathered).view(-1, heads, D)
+        for b, (start, n) in enumerate(zip(starts, lengths, strict=True)):
+            k_1HSD = k_SHD[start : start + n].transpose(0, 1)[None]
+            v_1HSD = v_SHD[start : start + n].transpose(0, 1)[None]
             out_1HGD = F.scaled_dot_product_attention(q_BHD[b].view(1, heads, -1, D), k_1HSD, v_1HSD)
             out_BHD[b] = out_1HGD.view(-1, D)
         return out_BHD
 
     run.backend = "gather by block table"
-    run.plan = "page indices made once a step, shared by all layers"
+    run.plan = "page indices and gather buffers made once a step, shared by all layers"
     return run
 
 

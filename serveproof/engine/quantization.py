@@ -33,29 +33,28 @@ class Precision:
     granularity: Literal["none", "tensor", "channel"] = "none"
 
 
-_KEPT = "embedding, norms and LM head in bf16"
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision("fp32", "every weight and every operation in fp32", torch.float32, torch.float32),
-        Precision("bf16", "every weight and every operation in bf16", torch.bfloat16, torch.bfloat16),
+        Precision("fp32", "all weights and operations fp32", torch.float32, torch.float32),
+        Precision("bf16", "all weights and operations bf16", torch.bfloat16, torch.bfloat16),
         Precision(
             "fp8_e4m3_tensor",
-            f"linear weights in fp8 e4m3 with one scale a tensor; {_KEPT}; computed in bf16",
+            "linear weights fp8 e4m3, one scale a tensor",
             torch.bfloat16,
             torch.float8_e4m3fn,
             "tensor",
         ),
         Precision(
             "fp8_e4m3_channel",
-            f"linear weights in fp8 e4m3 with one scale an output channel; {_KEPT}; computed in bf16",
+            "linear weights fp8 e4m3, one scale a channel",
             torch.bfloat16,
             torch.float8_e4m3fn,
             "channel",
         ),
         Precision(
             "int8_channel",
-            f"linear weights in symmetric int8 with one scale an output channel; {_KEPT}; computed in bf16",
+            "linear weights symmetric int8, one scale a channel",
             torch.bfloat16,
             torch.int8,
             "channel",
