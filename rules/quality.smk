@@ -42,12 +42,33 @@ rule prepare_text:
         " --out-record {output.record:q} --log {log:q}"
 
 
+rule tokenize_text:
+    input:
+        f"{MODEL}/tokenizer.json",
+        code=code_of("scripts/tokenize_text.py"),
+        model_record=rules.prepare_model.output.record,
+        text=rules.prepare_text.output.text,
+    output:
+        "results/inputs/tokens.npy",
+    log:
+        "results/inputs/logs/tokenize_text.log",
+    conda:
+        ENVIRONMENT
+    params:
+        model=lambda wildcards, input: os.path.dirname(input.model_record),
+        name=SETTINGS.values["text"],
+        window_tokens=PERPLEXITY["window_tokens"],
+    shell:
+        "python3 scripts/tokenize_text.py --model {params.model:q} --text {input.text:q}"
+        " --name {params.name:q} --window-tokens {params.window_tokens} --out {output:q} --log {log:q}"
+
+
 rule perplexity_eval:
     input:
         rules.prepare_model.output,
         code=code_of("scripts/perplexity_eval.py"),
         model_record=rules.prepare_model.output.record,
-        text=rules.prepare_text.output.text,
+        token_ids=rules.tokenize_text.output[0],
         text_record=rules.prepare_text.output.record,
     output:
         record=f"{RESULTS}/perplexity.json",
@@ -65,7 +86,7 @@ rule perplexity_eval:
         threads=THREADS,
     # Beside a busy neighbour, threads that spin while they wait are many times slower.
     shell:
-        "OMP_WAIT_POLICY=passive python3 scripts/perplexity_eval.py --model {params.model:q} --text {input.text:q}"
+        "OMP_WAIT_POLICY=passive python3 scripts/perplexity_eval.py --model {params.model:q} --token-ids {input.token_ids:q}"
         " --text-record {input.text_record:q} --key {params.key:q}"
         " --precisions {params.precisions:q} --window-tokens {params.window_tokens}"
         " --stride-tokens {params.stride_tokens} --tokens {params.tokens}"

@@ -17,10 +17,9 @@ rule judge:
         ENVIRONMENT
     params:
         key=HARDWARE,
-        expectations=EXPECTATIONS,
         max_increase_percent=SETTINGS.values["accuracy_gate"]["max_increase_percent"],
     shell:
-        "python3 scripts/judge.py --key {params.key:q} --expectations {params.expectations:q}"
+        "python3 scripts/judge.py --key {params.key:q} --expectations {input.expectations:q}"
         " --measured {input.measured:q} --perplexity {input.perplexity:q}"
         " --max-increase-percent {params.max_increase_percent} --out {output:q} --log {log:q}"
 
@@ -43,5 +42,6 @@ rule report:
         ENVIRONMENT
     params:
         results=lambda wildcards, input: os.path.dirname(input.hardware),
+        pairs=PAIRS,
     shell:
-        "python3 scripts/report.py --results {params.results:q} --out {output:q} --log {log:q}"
+        "python3 scripts/report.py --results {params.results:q} --pairs {params.pairs:q} --out {output:q} --log {log:q}"

@@ -14,7 +14,7 @@ from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, read,
 
 
 def work(arguments: argparse.Namespace) -> None:
-    known = expectations.load(arguments.expectations) if arguments.expectations.exists() else None
+    known = expectations.load(arguments.expectations) if arguments.expectations else None
     records = [read(path, MeasureRecord) for path in arguments.measured]
     verdicts = expectations.judge_pairs(records, known, arguments.key)
     if arguments.perplexity:
@@ -27,7 +27,7 @@ def work(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = script.parser(__doc__ or "")
     parser.add_argument("--key", required=True, help="the hardware key that the results are of")
-    parser.add_argument("--expectations", type=Path, required=True, help="may be absent: every figure is then `absent`")
+    parser.add_argument("--expectations", type=Path, nargs="?", help="without it every figure is `absent`")
     parser.add_argument("--measured", type=Path, nargs="*", default=[], help="measure.json of each pair")
     parser.add_argument("--perplexity", type=Path)
     parser.add_argument("--max-increase-percent", type=float, default=2.0, help="the accuracy gate, against bf16")

@@ -1,6 +1,6 @@
 """Measure a model's perplexity on a text in several weight precisions, and what each precision changes.
 
-Needs the directory that prepare_model wrote and the text that prepare_text wrote. Scores the text's first --tokens
+Needs the directory that prepare_model wrote and the tokens that tokenize_text wrote. Scores the first --tokens
 tokens by strided sliding windows, in fp32 and bf16 (the references, always) and in every precision named. Writes a
 JSON record (perplexity, paired differences with intervals) and a Parquet file with the NLL of every token. No
 beginning-of-sequence token is added. The defaults (14 windows of 1024 tokens, 768 of each scored) take about a minute
@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from serveproof import results, script
@@ -26,30 +25,17 @@ from serveproof.engine.quantization import PRECISIONS
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
+from serveproof.tables import TOKENS_SCHEMA
 
 
-def read_tokens(model: Path, text: Path, tokens: int, window_tokens: int) -> Integers:
-    """Ids of the text's first `tokens` tokens, or of all if it has fewer; UserError if they don't fill a window."""
-    tokenizer_file = model / "tokenizer.json"
-    if not tokenizer_file.is_file():
-        raise UserError(f"{tokenizer_file}: no such file; run scripts/prepare_model.py again")
+def read_tokens(path: Path, tokens: int) -> Integers:
+    """The first `tokens` ids that tokenize_text wrote, or all if there are fewer."""
     try:
-        tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    except Exception as error:
-        # tokenizers raises bare Exception for a broken file.
-        raise UserError(f"{tokenizer_file}: not a tokenizer ({error}); run scripts/prepare_model.py again") from None
-    try:
-        content = text.read_text(encoding="utf-8")
+        ids: Integers = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{text}: no such file; run scripts/prepare_text.py") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{text}: not UTF-8; convert it to UTF-8") from None
-    ids = np.array(tokenizer.encode(content, add_special_tokens=False).ids, dtype=np.int64)
-    if min(len(ids), tokens) <= window_tokens:
-        raise UserError(
-            f"{text}: {len(ids)} tokens, {min(len(ids), tokens)} of them chosen; more than one window of "
-            f"{window_tokens} is needed: give a longer text, more tokens or a smaller window"
-        )
+        raise UserError(f"{path}: no such file; run scripts/tokenize_text.py") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a whole array of tokens ({error}); delete it and run again") from None
     return ids[:tokens]
 
 
@@ -60,7 +46,7 @@ def samples_table(samples: Samples) -> pl.DataFrame:
         pl.DataFrame({**columns, "nll_nats": nll}).select(pl.lit(name).alias("precision"), pl.all())
         for name, nll in samples.nll_nats.items()
     ]
-    return pl.concat(tables)
+    return pl.concat(tables).cast(TOKENS_SCHEMA)  # type: ignore[arg-type]
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -75,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.window_tokens > context:
         raise UserError(f"--window-tokens {arguments.window_tokens} is more than the model's context of {context}")
     window, stride = arguments.window_tokens, arguments.stride_tokens
-    tokens = read_tokens(arguments.model, arguments.text, arguments.tokens, window)
+    tokens = read_tokens(arguments.token_ids, arguments.tokens)
     plan = window_plan(len(tokens), window, stride)
     bar = tqdm(total=len(plan) * len(precisions), unit="window", disable=None, leave=False)
     with lease(device), bar:
@@ -113,8 +99,8 @@ def positive(text: str) -> int:
 def main() -> None:
     parser = script.parser(__doc__ or "")
     parser.add_argument("--model", required=True, type=Path, help="directory that prepare_model wrote")
-    parser.add_argument("--text", required=True, type=Path, help="UTF-8 text")
-    parser.add_argument("--text-record", required=True, type=Path, help="its record")
+    parser.add_argument("--token-ids", required=True, type=Path, help="NumPy file that tokenize_text wrote")
+    parser.add_argument("--text-record", required=True, type=Path, help="record of the text they are of")
     parser.add_argument("--key", required=True, help="the hardware key that the run is for")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), help=f"of {', '.join(PRECISIONS)}")
     parser.add_argument("--window-tokens", type=positive, default=1024)

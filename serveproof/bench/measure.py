@@ -21,15 +21,7 @@ from serveproof.bench import roofline, statistics, worker
 from serveproof.bench.job import Case, CaseReply, Job, Reply
 from serveproof.hardware.clocks import cpu_pressure_percent
 from serveproof.results import SIDES, Ceilings, Estimate, MeasureCase, Metric, SideSummary, Timing
-
-SCHEMA: dict[str, Any] = {
-    "case": pl.String,
-    "process": pl.Int64,
-    "round": pl.Int64,
-    "side": pl.String,
-    "order": pl.Int64,
-    "time_ms": pl.Float64,
-}
+from serveproof.tables import SAMPLES_SCHEMA
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -60,14 +52,14 @@ def run_process(job: Job) -> list[CaseReply]:
 
 
 def samples_frame(replies: list[list[CaseReply]]) -> pl.DataFrame:
-    """All samples as one table, columns as SCHEMA says; `replies` holds one list per process."""
+    """All samples as one table, columns as SAMPLES_SCHEMA says; `replies` holds one list per process."""
     rows = [
         (reply.case, process, *sample)
         for process, cases in enumerate(replies)
         for reply in cases
         for sample in reply.samples
     ]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row")
 
 
 def times_by_process(samples: pl.DataFrame, case: str, side: str) -> list[statistics.Floats]:

@@ -14,16 +14,9 @@ import polars as pl
 from serveproof import results
 from serveproof.errors import UserError
 from serveproof.results import HardwareRecord, Judgement, MeasureCase, MeasureRecord, PerplexityRecord, VerifyRecord
+from serveproof.tables import SAMPLES_SCHEMA, TOKENS_SCHEMA
 
-SAMPLES_SCHEMA = {
-    "case": pl.String,
-    "process": pl.Int64,
-    "round": pl.Int64,
-    "side": pl.String,
-    "order": pl.Int64,
-    "time_ms": pl.Float64,
-}
-TOKENS_SCHEMA = {"precision": pl.String, "window": pl.Int64, "nll_nats": pl.Float32}
+LOSS_COLUMNS = {name: TOKENS_SCHEMA[name] for name in ("precision", "window", "nll_nats")}
 WINDOWS_SCHEMA = {"precision": pl.String, "window": pl.Int64, "delta_nats": pl.Float64}
 
 
@@ -63,8 +56,11 @@ class Machine:
     absent: list[Absent] = field(default_factory=list)
 
 
-def collect(folder: Path) -> Machine:
-    """Read one results/{hardware} folder."""
+def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
+    """Read one results/{hardware} folder; of its pairs those named, or all.
+
+    A folder may hold pairs that an earlier run measured and the last one left out: they are not part of it.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of results; run `snakemake --cores all` to make it")
     absent: list[Absent] = []
@@ -73,13 +69,14 @@ def collect(folder: Path) -> Machine:
     perplexity = _optional(folder / "perplexity.json", PerplexityRecord, "Accuracy", absent)
     window_deltas = pl.DataFrame(schema=WINDOWS_SCHEMA)
     if perplexity is not None:
-        tokens = _table(folder / "perplexity.parquet", TOKENS_SCHEMA, "Losses by token", absent)
+        tokens = _table(folder / "perplexity.parquet", LOSS_COLUMNS, "Losses by token", absent)
         window_deltas = deltas_by_window(tokens)
-    pair_folders = sorted(path for path in folder.glob("pairs/*") if path.is_dir())
+    there = sorted(path for path in folder.glob("pairs/*") if path.is_dir())
+    pair_folders = [path for path in there if pairs is None or path.name in pairs]
     if not pair_folders:
         absent.append(Absent("Pairs", f"{folder / 'pairs'} holds no pair: none was run on this machine"))
-    pairs = [_pair(path, absent) for path in pair_folders]
-    return Machine(folder, hardware, judgement, perplexity, window_deltas, pairs, absent)
+    found = [_pair(path, absent) for path in pair_folders]
+    return Machine(folder, hardware, judgement, perplexity, window_deltas, found, absent)
 
 
 def deltas_by_window(tokens: pl.DataFrame) -> pl.DataFrame:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
-import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serveproof import results
@@ -32,9 +31,12 @@ def inputs(tiny_llama: Callable[..., Any], load_script: Callable[[str], ModuleTy
     (tmp_path / "source.txt").write_text(words)
     record = tmp_path / "text.json"
     load_script("prepare_text").prepare(str(tmp_path / "source.txt"), tmp_path / "text.txt", record)
+    ids = tmp_path / "tokens.npy"
+    tokenizer_script = load_script("tokenize_text")
+    np.save(ids, tokenizer_script.tokenize(tmp_path / "model", tmp_path / "text.txt"))
     return [
-        *("--model", tmp_path / "model", "--text", tmp_path / "text.txt", "--text-record", record),
-        *("--hardware", "cpu", "--threads", 1, "--window-tokens", 64, "--stride-tokens", 32, "--tokens", 200),
+        *("--model", tmp_path / "model", "--token-ids", ids, "--text-record", record),
+        *("--key", "cpu", "--threads", 1, "--window-tokens", 64, "--stride-tokens", 32, "--tokens", 200),
         *("--out-record", tmp_path / "out" / "p.json", "--out-samples", tmp_path / "out" / "p.parquet"),
     ]
 
@@ -71,20 +73,15 @@ def test_bad_input_is_one_line(
     def error(*changes: object) -> str:
         return main_error(script, *inputs, *changes)
 
-    short = error("--window-tokens", 256, "--tokens", 9999, "--text", tmp_path / "short.txt")
-    assert "short.txt: no such file" in short
-    (tmp_path / "short.txt").write_text("w1 w2 w3")
-    short = error("--text", tmp_path / "short.txt")
-    assert "short.txt: 3 tokens" in short
-    assert "more than one window of 64 is needed" in short
     assert "there are fp32, bf16, fp8_e4m3_tensor" in error("--precisions", "fp4")
     assert "stride_tokens 64 does not fit" in error("--stride-tokens", 64)
     assert "more than the model's context of 256" in error("--window-tokens", 300, "--tokens", 301)
     assert "model.json: no such file" in error("--model", tmp_path / "absent")
-    if not torch.cuda.is_available():
-        assert re.search("no NVIDIA GPU is visible|torch sees no CUDA device", error("--device", "cuda"))
-    (tmp_path / "model" / "tokenizer.json").write_text("{")
-    assert "not a tokenizer" in error()
+    assert "this machine is 'cpu'" in error("--key", "h200")
+    assert "tokens fill one window of 64" in error("--tokens", 60)
+    (tmp_path / "tokens.npy").write_bytes((tmp_path / "tokens.npy").read_bytes()[:200])
+    assert "not a whole array of tokens" in error()
+    assert "none.npy: no such file" in error("--token-ids", tmp_path / "none.npy")
     (tmp_path / "text.json").write_text('{"name": ')
     assert "not a whole TextRecord" in error()
     assert not (tmp_path / "out").exists()

@@ -56,13 +56,16 @@ def test_a_text_of_less_bytes_than_a_window_is_seen_at_once(smoke: Checkout, tmp
     assert "short.txt has 24 bytes, and one window takes 128 tokens; give a longer text" in line
 
 
-def test_a_text_of_less_tokens_than_a_window_costs_only_the_perplexity(checkout: Checkout, tmp_path: Path) -> None:
+def test_a_text_of_less_tokens_than_a_window_costs_no_result(checkout: Checkout, tmp_path: Path) -> None:
     write_text(tmp_path / "short.txt", words=40)
-    before = modified(checkout.results / "cpu" / "pairs")
+    before = modified(checkout.results / "cpu")
     line = error_line(checkout.run(text=str(tmp_path / "short.txt")))
     assert "more than one window of 128 is needed: give a longer text" in line
-    assert modified(checkout.results / "cpu" / "pairs") == before
-    assert checkout.planned() == sorted(["prepare_text", "perplexity_eval", "judge", "report", "all"])
+    assert "short.txt: " in line
+    assert modified(checkout.results / "cpu") == before
+    assert (checkout.results / "cpu" / "perplexity.json").exists()
+    planned = ["prepare_text", "tokenize_text", "perplexity_eval", "judge", "report", "all"]
+    assert checkout.planned() == sorted(planned)
 
 
 def test_a_gguf_of_another_architecture_costs_only_the_model(checkout: Checkout, tmp_path: Path) -> None:
