@@ -44,16 +44,26 @@ def write(name: str, packages: dict[str, str], head: str) -> None:
     print(f"envs/{name}: {len(packages)} packages")
 
 
+def write_conda(name: str, packages: dict[str, str]) -> None:
+    """The lock as a conda environment; the packages inline, for Snakemake copies the file away from the lock."""
+    lines = ["# For --sdm conda. Made by `make lock`; don't edit.", "channels: [conda-forge, nodefaults]"]
+    lines += ["dependencies:", "  - python=3.12", "  - pip", "  - pip:"]
+    lines += [f"      - {package}=={version}" for package, version in packages.items()]
+    (HERE / name).write_text("\n".join(lines) + "\n")
+
+
 def main() -> None:
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     base = [TORCH, *project["dependencies"]]
     cpu = resolve(base)
+    write_conda("cpu.yaml", cpu)
     write("cpu.txt", cpu, "What a machine without an NVIDIA driver installs.")
     pinned = [f"{name}=={version}" for name, version in cpu.items()]
     added = resolve([*pinned, *extras["test"]])
     write("test.txt", {n: v for n, v in added.items() if n not in cpu}, "What tests and linters add to cpu.txt.")
     gpu = resolve_gpu([*pinned, *extras["gpu"]])
+    write_conda("gpu.yaml", gpu)
     write("gpu.txt", gpu, "What a machine with an NVIDIA driver installs.")
 
 

@@ -167,8 +167,8 @@ def judge_pairs(records: list[MeasureRecord], expectations: Expectations | None,
         for verdict in _judge_case(record, case, known.get(record.pair, {}).get(case.case))
     ]
     there = {f"{record.pair}/{case.case}" for record in records for case in record.cases}
-    expected = {f"{pair}/{case}" for pair, cases in known.items() for case in cases}
-    # What vanished must not pass unnoticed: a figure that is expected and wasn't measured is a verdict too.
+    # What vanished must not pass unnoticed: a figure that we measured once, and not in this run, is a verdict too.
+    expected = {f"{pair}/{name}" for pair, cases in known.items() for name, case in cases.items() if case.code_sha}
     verdicts += [
         _verdict(subject, "speedup", "absent", "expected, but not measured in this run")
         for subject in sorted(expected - there)
