@@ -15,6 +15,7 @@ from serveproof import script
 from serveproof.hardware import clocks
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
+from serveproof.hardware.start import start_torch
 from serveproof.provenance import driver_version
 from serveproof.results import HardwareRecord, write
 
@@ -35,7 +36,7 @@ def work(arguments: argparse.Namespace) -> None:
 
         from serveproof.hardware import ceilings
 
-        torch.set_num_threads(arguments.threads)
+        start_torch(device, arguments.threads)
         measured = ceilings.measure(device)
         frequency = psutil.cpu_freq()
     write(

@@ -25,6 +25,7 @@ from serveproof.engine.quantization import PRECISIONS
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
+from serveproof.hardware.start import start_torch
 from serveproof.tables import TOKENS_SCHEMA
 
 
@@ -53,7 +54,6 @@ def run(arguments: argparse.Namespace) -> None:
     start = time.perf_counter()
     require(arguments.key)
     device = device_of(arguments.key)
-    torch.set_num_threads(arguments.threads)
     precisions = evaluated_precisions(arguments.precisions)
     model_record = results.read(arguments.model / "model.json", results.ModelRecord)
     text_record = results.read(arguments.text_record, results.TextRecord)
@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
     plan = window_plan(len(tokens), window, stride)
     bar = tqdm(total=len(plan) * len(precisions), unit="window", disable=None, leave=False)
     with lease(device), bar:
+        start_torch(device, arguments.threads)
         found, samples = evaluate(
             arguments.model,
             tokens,

@@ -15,6 +15,7 @@ from serveproof import pairs, script
 from serveproof.bench.job import Case, add_options
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
+from serveproof.hardware.start import start_torch
 from serveproof.results import SIDES, SideCheck, VerifyCase, VerifyRecord, write
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def work(arguments: argparse.Namespace) -> None:
     with lease(device):
         import torch  # after the lease, which chooses the GPU
 
-        torch.set_num_threads(arguments.threads)
+        start_torch(device, arguments.threads)
         pair = pairs.load(arguments.pair)
         cases = []
         for case in script.progress(arguments.cases, f"verify {pair.name}"):

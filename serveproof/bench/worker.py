@@ -20,6 +20,7 @@ import msgspec
 
 from serveproof import pairs
 from serveproof.bench.job import Case, CaseReply, Job, Reply
+from serveproof.hardware.start import start_torch
 from serveproof.results import SIDES
 
 
@@ -84,7 +85,7 @@ def work(job: Job) -> Reply:
     """Do the job in this process."""
     import torch
 
-    torch.set_num_threads(job.threads)
+    start_torch(job.device, job.threads)
     pair = pairs.load(job.pair)
     refusal = pair.optimized.requires(job.device)
     if refusal is not None:

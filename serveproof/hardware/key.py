@@ -97,9 +97,12 @@ def device_of(key: str) -> str:
 
 
 def require(key: str) -> None:
-    """A UserError when this machine is not what `key` says: results never carry another machine's name."""
+    """A UserError when this machine is not what `key` says: results never carry another machine's name.
+
+    `cpu` is every machine's: a GPU beside it is not used.
+    """
     here = detect()
-    if here != key:
+    if key not in ("cpu", here):
         raise UserError(
             f"hardware: the run is for '{key}' but this machine is '{here}'; set `hardware: auto` in "
             f"config/config.yaml, or run on a machine that has it"

@@ -68,6 +68,10 @@ def test_gpus_of_two_kinds_have_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_results_never_carry_another_machines_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(key, "visible_gpus", list)
     key.require("cpu")
+    monkeypatch.setattr(key, "visible_gpus", lambda: [A])
+    key.require("cpu")
+    key.require("h200")
+    monkeypatch.setattr(key, "visible_gpus", list)
     with pytest.raises(UserError, match=r"'h200' but this machine is 'cpu'.*hardware: auto"):
         key.require("h200")
 
