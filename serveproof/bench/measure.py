@@ -91,6 +91,7 @@ def summarize(
     probes: dict[str, CaseReply],
     samples: pl.DataFrame,
     timing: Timing,
+    device: str,
 ) -> MeasureCase:
     """One case's record from every process's reply; a time exists only when all of them passed."""
     base = MeasureCase(case=case.case, tier=case.tier, axes=case.axes, status="passed", reason="")
@@ -106,7 +107,7 @@ def summarize(
     least_ms, bound_by = roofline.roofline_ms(work, ceilings)
     fractions = {side: statistics.inverted(times[side], least_ms, "of roofline") for side in SIDES}
     for side in SIDES:
-        if roofline.too_fast(fractions[side]):
+        if roofline.too_fast(fractions[side], device):
             reason = (
                 f"{side}: {times[side].value:.4g} ms is faster than the roofline allows "
                 f"({least_ms:.4g} ms by {bound_by}): "
@@ -180,6 +181,8 @@ def measure(
             plan=own[0].plan,
         )
         by_side = {side: probes[side][case.case] for side in SIDES}
-        records.append(summarize(case, pair.baseline.work(case.axes), ceilings, own, by_side, samples, timing))
+        records.append(
+            summarize(case, pair.baseline.work(case.axes), ceilings, own, by_side, samples, timing, job.device)
+        )
     passed = [record.case for record in records if record.status == "passed"]
     return records, samples.filter(pl.col("case").is_in(passed))

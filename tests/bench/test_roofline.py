@@ -21,6 +21,9 @@ def test_a_dtype_without_a_ceiling_is_named() -> None:
         roofline.roofline_ms({"flops": 1, "bytes": 1, "dtype": "float16"}, CEILINGS)
 
 
-@pytest.mark.parametrize(("low", "expected"), [(0.9, False), (1.04, False), (1.06, True)])
-def test_too_fast_needs_the_whole_interval_beyond_the_margin(low: float, expected: bool) -> None:
-    assert roofline.too_fast(Estimate(1.2, low, 1.4, "of roofline")) is expected
+@pytest.mark.parametrize(
+    ("low", "device", "expected"),
+    [(0.9, "cuda", False), (1.04, "cuda", False), (1.06, "cuda", True), (1.4, "cpu", False), (1.6, "cpu", True)],
+)
+def test_too_fast_needs_the_whole_interval_beyond_the_margin(low: float, device: str, expected: bool) -> None:
+    assert roofline.too_fast(Estimate(1.8, low, 2.0, "of roofline"), device) is expected
