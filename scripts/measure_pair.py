@@ -45,7 +45,7 @@ def work(arguments: argparse.Namespace) -> None:
         with lease(device), bar:
             timed, samples = measure.measure(job, arguments.processes, machine.ceilings, bar.update)
         records |= {record.case: record for record in timed}
-    write_atomically(arguments.out_samples, lambda path: samples.write_parquet(path))
+    write_atomically(arguments.out_samples, samples.write_parquet)
     write(
         arguments.out,
         MeasureRecord(

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import torch
-from tqdm import tqdm
 
 from serveproof import results, script
 from serveproof.bench.perplexity import Integers, Samples, evaluate, evaluated_precisions, window_plan
@@ -63,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     window, stride = arguments.window_tokens, arguments.stride_tokens
     tokens = read_tokens(arguments.token_ids, arguments.tokens)
     plan = window_plan(len(tokens), window, stride)
-    bar = tqdm(total=len(plan) * len(precisions), unit="window", disable=None, leave=False)
+    bar = script.progress(range(len(plan) * len(precisions)), "windows")
     with lease(device), bar:
         start_torch(device, arguments.threads)
         found, samples = evaluate(

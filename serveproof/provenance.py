@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serveproof.hardware.key import nvml
+from serveproof.hardware.key import driver_version
 from serveproof.results import Provenance
 
 # What can change a figure, and what else makes the report, as far as it is installed.
@@ -38,15 +38,6 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def driver_version() -> str:
-    """The NVIDIA driver's version, or '' without one."""
-    library = nvml()
-    if library is None:
-        return ""
-    version = library.nvmlSystemGetDriverVersion()
-    return version.decode() if isinstance(version, bytes) else str(version)
 
 
 def environment() -> str:

@@ -7,11 +7,13 @@ catches one wrong row in a large output that the norm would average away, whatev
 
 from __future__ import annotations
 
+import traceback
+
 import torch
 
 from serveproof.bench.inputs import Refill
 from serveproof.pairs import Pair, Run, restrict
-from serveproof.results import SideCheck
+from serveproof.results import SideCheck, Status
 
 # Rounding errors are about uniform: the largest of 1e8 stays near 6 of their standard deviations; doubled.
 ELEMENT_FACTOR = 12.0
@@ -98,6 +100,15 @@ def verify_side(run: Run, refill: Refill, pair: Pair, tolerance_eps: float) -> S
         element_bound=result.element_bound,
         must_fail=rejected,
     )
+
+
+def outcome_of(error: Exception) -> tuple[Status, str]:
+    """An exception's status and reason: a refusal is `skipped`, anything else `error`. Call it where it was caught."""
+    if isinstance(error, NotImplementedError):
+        return "skipped", str(error) or "the back end refuses without a reason"
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "error", f"out of memory: {str(error).splitlines()[0]}"
+    return "error", traceback.format_exc()
 
 
 def build_side(pair: Pair, side: str, refill: Refill) -> Run:

@@ -9,7 +9,6 @@ import ctypes
 import resource
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -17,32 +16,28 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from serveproof import pairs
+from serveproof.bench import memory, timing, verification
+from serveproof.bench.inputs import Refill
 from serveproof.bench.job import Case, CaseReply, Job, Reply
 from serveproof.hardware.start import start_torch
 from serveproof.results import SIDES
 
 
 def guarded(case: str, work: Callable[[], CaseReply]) -> CaseReply:
-    """Run `work`; a refusal (NotImplementedError) is `skipped`, an exception is `error`; neither stops other cases."""
-    import torch
-
+    """Run `work`; an exception is a status of this case and stops no other."""
     try:
         return work()
-    except NotImplementedError as refusal:
-        return CaseReply(case=case, status="skipped", reason=str(refusal))
-    except torch.cuda.OutOfMemoryError as error:
-        return CaseReply(case=case, status="error", reason=f"out of memory: {str(error).splitlines()[0]}")
-    except Exception:
-        return CaseReply(case=case, status="error", reason=traceback.format_exc())
+    except Exception as error:
+        status, reason = verification.outcome_of(error)
+        return CaseReply(case=case, status=status, reason=reason)
 
 
 def time_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
     """Build both sides, take turns, check the outputs of the last timed calls."""
-    from serveproof.bench import inputs, timing, verification
-
-    refill = inputs.Refill(pair, case.axes, job.device, job.seed)
+    refill = Refill(pair, case.axes, job.device, job.seed)
     runs = {side: verification.build_side(pair, side, refill) for side in SIDES}
     failures: list[str] = []
 
@@ -67,8 +62,6 @@ def time_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
 
 def probe_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
     """Peak memory and page faults of one side alone: allocate the inputs it reads, build, run twice."""
-    from serveproof.bench import memory
-
     module = pair.side(job.side)
     inputs = pairs.restrict(module, pair.baseline.make_inputs(case.axes, job.device, job.seed))
     peak_bytes, faults = memory.peak_of(module, inputs, job.device)
@@ -83,8 +76,6 @@ def probe_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
 
 def work(job: Job) -> Reply:
     """Do the job in this process."""
-    import torch
-
     start_torch(job.device, job.threads)
     pair = pairs.load(job.pair)
     refusal = pair.optimized.requires(job.device)

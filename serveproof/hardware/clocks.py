@@ -6,9 +6,9 @@ import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from serveproof.hardware.key import nvml, visible_gpus
+from serveproof.hardware.key import Gpu, nvml, visible_gpus
 from serveproof.results import DeviceState
 
 T = TypeVar("T")
@@ -40,43 +40,39 @@ def _maybe(call: Callable[[], T]) -> T | None:
     return None
 
 
+def _throttle_reasons(library: Any, handle: Any) -> list[str]:
+    return throttle_names(_maybe(lambda: int(library.nvmlDeviceGetCurrentClocksThrottleReasons(handle))) or 0)
+
+
+def _state(library: Any, index: int, gpu: Gpu) -> DeviceState:
+    handle = library.nvmlDeviceGetHandleByUUID(gpu.uuid)
+    sm, memory, temperature = library.NVML_CLOCK_SM, library.NVML_CLOCK_MEM, library.NVML_TEMPERATURE_GPU
+    return DeviceState(
+        index=index,
+        name=gpu.name,
+        memory_bytes=int(library.nvmlDeviceGetMemoryInfo(handle).total),
+        sm_clock_mhz=_maybe(lambda: int(library.nvmlDeviceGetClockInfo(handle, sm))),
+        sm_clock_max_mhz=_maybe(lambda: int(library.nvmlDeviceGetMaxClockInfo(handle, sm))),
+        memory_clock_mhz=_maybe(lambda: int(library.nvmlDeviceGetClockInfo(handle, memory))),
+        temperature_c=_maybe(lambda: int(library.nvmlDeviceGetTemperature(handle, temperature))),
+        power_w=_maybe(lambda: float(library.nvmlDeviceGetPowerUsage(handle)) / 1000),
+        throttle_reasons=_throttle_reasons(library, handle),
+    )
+
+
 def device_states() -> list[DeviceState]:
     """One DeviceState per visible GPU; empty without an NVIDIA driver."""
     library = nvml()
-    if library is None:
-        return []
-    states = []
-    for index, gpu in enumerate(visible_gpus()):
-        handle = library.nvmlDeviceGetHandleByUUID(gpu.uuid)
-
-        def clock(kind: int, handle: object = handle) -> int | None:
-            return _maybe(lambda: int(library.nvmlDeviceGetClockInfo(handle, kind)))
-
-        states.append(
-            DeviceState(
-                index=index,
-                name=gpu.name,
-                memory_bytes=int(library.nvmlDeviceGetMemoryInfo(handle).total),
-                sm_clock_mhz=clock(library.NVML_CLOCK_SM),
-                sm_clock_max_mhz=_maybe(
-                    lambda h=handle: int(library.nvmlDeviceGetMaxClockInfo(h, library.NVML_CLOCK_SM))  # type: ignore[misc]
-                ),
-                memory_clock_mhz=clock(library.NVML_CLOCK_MEM),
-                temperature_c=_maybe(
-                    lambda h=handle: int(library.nvmlDeviceGetTemperature(h, library.NVML_TEMPERATURE_GPU))  # type: ignore[misc]
-                ),
-                power_w=_maybe(lambda h=handle: library.nvmlDeviceGetPowerUsage(h) / 1000),  # type: ignore[misc]
-                throttle_reasons=throttle_names(
-                    _maybe(lambda h=handle: int(library.nvmlDeviceGetCurrentClocksThrottleReasons(h))) or 0  # type: ignore[misc]
-                ),
-            )
-        )
-    return states
+    return [] if library is None else [_state(library, index, gpu) for index, gpu in enumerate(visible_gpus())]
 
 
 def slowdown_reasons() -> list[str]:
-    """Reasons why a visible GPU runs slowed down right now; empty on a CPU."""
-    return sorted({reason for state in device_states() for reason in state.throttle_reasons} & SLOWED)
+    """Reasons why a visible GPU runs slowed down right now; asked twice a round, so it asks nothing else."""
+    library = nvml()
+    if library is None:
+        return []
+    handles = [library.nvmlDeviceGetHandleByUUID(gpu.uuid) for gpu in visible_gpus()]
+    return sorted({reason for handle in handles for reason in _throttle_reasons(library, handle)} & SLOWED)
 
 
 def cpu_pressure_percent() -> float | None:

@@ -54,6 +54,12 @@ def visible_gpus() -> list[Gpu]:
     return select_visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
+def driver_version() -> str:
+    """The NVIDIA driver's version, or '' without one."""
+    library = nvml()
+    return "" if library is None else _text(library.nvmlSystemGetDriverVersion())
+
+
 def select_visible(gpus: list[Gpu], setting: str | None) -> list[Gpu]:
     """Apply CUDA_VISIBLE_DEVICES as CUDA does: unset means all, and the first entry that names no GPU ends the list."""
     if setting is None:

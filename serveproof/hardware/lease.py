@@ -1,7 +1,7 @@
 """A lease on the machine's CPU or on one GPU: timed and heavy jobs hold it, so that they never overlap.
 
 The lock is flock(2) on a file in the temporary folder: the kernel drops it when the holder dies, however it dies.
-Take the lease before torch is imported: a leased GPU becomes the only one the process sees.
+Take the lease before the first CUDA call: a leased GPU becomes the only one the process sees.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from serveproof.errors import UserError
 
 
 def start_torch(device: str, threads: int) -> None:
-    """Import torch and set its threads. Call it under the lease, which chooses the GPU.
+    """Set torch's threads and make its first CUDA call. Call it under the lease, which chooses the GPU.
 
     UserError when the device is `cuda` and this torch can't use it: a CPU build, or a driver that is too old.
     """
