@@ -11,12 +11,14 @@ import platform
 import re
 from pathlib import Path
 
+import psutil
+import torch
+
 from serveproof import script
-from serveproof.hardware import clocks
-from serveproof.hardware.key import device_of, require
+from serveproof.hardware import ceilings, clocks
+from serveproof.hardware.key import device_of, driver_version, require
 from serveproof.hardware.lease import lease
 from serveproof.hardware.start import start_torch
-from serveproof.provenance import driver_version
 from serveproof.results import HardwareRecord, write
 
 
@@ -29,16 +31,13 @@ def cpu_model() -> str:
 def work(arguments: argparse.Namespace) -> None:
     require(arguments.key)
     device = device_of(arguments.key)
-    states, pressure = clocks.device_states(), clocks.cpu_pressure_percent()
+    # a GPU beside a CPU that is measured is not what the record is of
+    states = clocks.device_states() if device == "cuda" else []
+    pressure = clocks.cpu_pressure_percent()
     with lease(device):
-        import psutil
-        import torch  # after the lease, which chooses the GPU
-
-        from serveproof.hardware import ceilings
-
         start_torch(device, arguments.threads)
         measured = ceilings.measure(device)
-        frequency = psutil.cpu_freq()
+    frequency = psutil.cpu_freq()
     write(
         arguments.out,
         HardwareRecord(
