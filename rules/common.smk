@@ -9,7 +9,8 @@ sys.path.insert(0, str(ROOT))
 
 from serveproof import config as settings_of
 from serveproof.errors import UserError
-from serveproof.hardware.key import device_of, require
+from serveproof.hardware.key import device_count, device_of, require
+from serveproof.pairs import code_files
 from serveproof.provenance import environment
 from serveproof.sources import closure
 from serveproof.workflow import hold_run_lock, job_environment, source_files
@@ -61,8 +62,8 @@ def code_of(script, *more):
 
 
 def kernels_of(wildcards):
-    """The two files of a pair."""
-    return [f"kernels/{side}_{wildcards.pair}.py" for side in ("baseline", "optimized")]
+    """The two files of a pair, and what they import of serveproof.ops."""
+    return code_files(wildcards.pair, ROOT)
 
 
 def cases_of(wildcards):

@@ -1,5 +1,7 @@
 # Each pair: verified against its reference, then timed. A pair's status never stops the others.
 MEASURE = SETTINGS.values["measure"]
+# On a CPU a timed job takes every core. On GPUs it leases one: as many jobs run at once as there are GPUs.
+PAIR_CORES = max(1, THREADS // device_count(HARDWARE))
 
 
 rule verify_pair:
@@ -12,12 +14,12 @@ rule verify_pair:
         f"{RESULTS}/logs/verify_{{pair}}.log",
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PAIR_CORES
     params:
         key=HARDWARE,
         environment=ENVIRONMENT_VERSIONS,
         cases=cases_of,
-        threads=THREADS,
+        threads=PAIR_CORES,
         seed=MEASURE["seed"],
     shell:
         "python3 scripts/verify_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
@@ -38,17 +40,18 @@ rule measure_pair:
         f"{RESULTS}/logs/measure_{{pair}}.log",
     conda:
         ENVIRONMENT
-    threads: THREADS
+    threads: PAIR_CORES
     params:
         **MEASURE,
         key=HARDWARE,
         environment=ENVIRONMENT_VERSIONS,
         cases=cases_of,
-        threads=THREADS,
+        threads=PAIR_CORES,
     shell:
         "python3 scripts/measure_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
         " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
         " --processes {params.processes} --rounds {params.rounds}"
-        " --warmup-rounds {params.warmup_rounds} --hardware {input.hardware:q}"
+        " --warmup-rounds {params.warmup_rounds}"
+        " --injected-slowdown-percent {params.injected_slowdown_percent} --hardware {input.hardware:q}"
         " --verified {input.verified:q} --out {output.record:q}"
         " --out-samples {output.samples:q} --log {log:q}"

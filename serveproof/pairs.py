@@ -6,6 +6,7 @@ transformers, and an __init__.py there would shadow the PyPI package `kernels`.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import sys
@@ -16,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from serveproof.errors import UserError
-from serveproof.sources import sha_of
+from serveproof.sources import closure, sha_of
 
 ROOT = Path(__file__).resolve().parent.parent
 Inputs = dict[str, Any]
@@ -39,11 +40,7 @@ class Pair:
     baseline: ModuleType
     optimized: ModuleType
     code_sha: str
-
-    @property
-    def summary(self) -> str:
-        """What the optimization is: the optimized module's docstring, first paragraph."""
-        return inspect.cleandoc(self.optimized.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+    clock: str = "device"
 
     def side(self, name: str) -> ModuleType:
         return self.baseline if name == "baseline" else self.optimized
@@ -93,8 +90,51 @@ def load(name: str, root: Path = ROOT) -> Pair:
         name=name,
         baseline=_load(baseline, BASELINE_FUNCTIONS),
         optimized=_load(optimized, OPTIMIZED_FUNCTIONS),
-        code_sha=sha_of((baseline, optimized)),
+        code_sha=code_sha(name, root),
+        clock=constant(baseline, "CLOCK", ("device", "host")),
     )
+
+
+def code_files(name: str, root: Path = ROOT) -> list[str]:
+    """Every file that a pair's figures depend on: its two files and what they import of serveproof.ops."""
+    found: set[str] = set()
+    for file in files(name, root):
+        found.update(closure(file.relative_to(root), root))
+    return sorted(found)
+
+
+def code_sha(name: str, root: Path = ROOT) -> str:
+    """The hash that expectations are tied to."""
+    return sha_of(root / file for file in code_files(name, root))
+
+
+def constant(path: Path, name: str, allowed: tuple[str, ...]) -> str:
+    """A text constant of a kernel file by syntax, without importing torch; the first of `allowed` when it's not set."""
+    for node in ast.parse(path.read_text(), filename=str(path)).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            value = ast.literal_eval(node.value)
+            if value not in allowed:
+                raise UserError(
+                    f"kernels/{path.name}: {name} is {value!r}; it can be {' or '.join(map(repr, allowed))}"
+                )
+            return str(value)
+    return allowed[0]
+
+
+def uses_every_gpu(name: str, root: Path = ROOT) -> bool:
+    """Whether a pair runs one process on every visible GPU (RANKS = "all" in its baseline)."""
+    return constant(files(name, root)[0], "RANKS", ("one", "all")) == "all"
+
+
+def probes_alone(name: str, root: Path = ROOT) -> bool:
+    """Whether a pair's metrics time something, so that its sides are not probed at once (PROBE = "alone")."""
+    return constant(files(name, root)[0], "PROBE", ("together", "alone")) == "alone"
+
+
+def summary(name: str, root: Path = ROOT) -> str:
+    """What the optimization is: the first paragraph of the optimized file's docstring."""
+    path = files(name, root)[1]
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].replace("\n", " ")
 
 
 def restrict(module: ModuleType, inputs: Inputs) -> Inputs:

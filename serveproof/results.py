@@ -17,7 +17,7 @@ import msgspec
 
 from serveproof.errors import UserError
 
-Status = Literal["passed", "failed", "skipped", "error"]
+Status = Literal["passed", "failed", "skipped", "error", "out_of_memory"]
 SIDES = ("baseline", "optimized")
 VerdictName = Literal["met", "regressed", "too_good", "inconclusive", "skipped", "expired", "absent", "failed"]
 
@@ -124,7 +124,10 @@ class SideCheck(Record):
 
 
 class VerifyCase(Record):
-    """One case (one set of axes) of a pair, both sides checked."""
+    """One case (one set of axes) of a pair, both sides checked.
+
+    candidates: of an optimized side with several back ends, each one's check; `optimized` is then the worst of them.
+    """
 
     case: str
     tier: str
@@ -133,6 +136,7 @@ class VerifyCase(Record):
     reason: str
     baseline: SideCheck
     optimized: SideCheck
+    candidates: dict[str, SideCheck] = msgspec.field(default_factory=dict)
 
 
 class VerifyRecord(Record):
@@ -144,10 +148,26 @@ class VerifyRecord(Record):
     cases: list[VerifyCase]
 
 
+class Candidate(Record):
+    """One back end that could have served: its time when the harness chose, or why it refused.
+
+    time_ms: the median over processes, each the median of a few calls; None for one that refused. served: how many of
+    the processes chose it.
+    """
+
+    name: str
+    time_ms: float | None
+    served: int
+    reason: str = ""
+
+
 class SideSummary(Record):
     """One side of a passed measurement.
 
-    roofline_fraction: roofline time / measured time, from the measured ceilings; `bound_by` says which ceiling.
+    roofline_fraction: roofline time / measured time, from the measured ceilings.
+    enqueue_ms: how long the host needs to hand one call to the GPU; None on a CPU.
+    bound_by: what binds this side: the ceiling that the roofline says, or `launches` when the host takes as long to
+    enqueue a call as the device to run it.
     peak_memory_bytes: the inputs this side reads plus what it allocates, from a process of its own.
     """
 
@@ -157,12 +177,15 @@ class SideSummary(Record):
     peak_memory_bytes: int
     backend: str
     metrics: dict[str, Metric] = msgspec.field(default_factory=dict)
+    enqueue_ms: float | None = None
+    bound_by: Literal["", "bytes", "flops", "launches"] = ""
+    candidates: list[Candidate] = msgspec.field(default_factory=list)
 
 
 class Timing(Record):
-    """How the times were taken."""
+    """How the times were taken. injected_slowdown_percent: time added to the optimized side on purpose."""
 
-    method: Literal["host_clock", "cuda_events"]
+    method: Literal["host_clock", "cuda_events", "cupti"]
     processes: int
     rounds: int
     warmup_rounds: int
@@ -174,6 +197,8 @@ class Timing(Record):
     pressure_some_avg10_percent: float | None
     seconds: float
     plan: str = ""
+    ranks: int = 1
+    injected_slowdown_percent: float = 0.0
 
 
 class MeasureCase(Record):

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from serveproof.results import Record, Status
+from serveproof.results import Record, Status, VerifyCase
 
 
 class Case(Record):
@@ -17,10 +17,20 @@ class Case(Record):
     tier: str
     axes: dict[str, Any]
     tolerance_eps: float
+    optimized_tolerance_eps: float | None = None
+    numerics_only: str = ""
+
+    def tolerance_of(self, side: str) -> float:
+        """The bound of one side: the optimized one's own where low precision needs it."""
+        own = self.optimized_tolerance_eps if side == "optimized" else None
+        return self.tolerance_eps if own is None else own
 
 
 class Job(Record):
-    """What one process is to do. mode `time` times both sides; `probe` measures one side's memory."""
+    """What one process is to do. mode `verify` checks both sides; `time` times them; `probe` measures one's memory.
+
+    served: for a probe, the candidate that served each case. ranks: how many processes do it together, one a GPU.
+    """
 
     mode: str
     pair: str
@@ -31,10 +41,16 @@ class Job(Record):
     warmup_rounds: int
     seed: int
     side: str = ""
+    served: dict[str, str] = msgspec.field(default_factory=dict)
+    ranks: int = 1
+    injected_slowdown_percent: float = 0.0
 
 
 class CaseReply(Record):
-    """What came of one case; `samples` rows are (round, side, order, time_ms)."""
+    """What came of one case; `samples` rows are (round, side, order, time_ms).
+
+    times_ms and refusals: of the optimized side's candidates. observed: medians of what the closures told, by side.
+    """
 
     case: str
     status: Status
@@ -45,6 +61,13 @@ class CaseReply(Record):
     l2_flush_bytes: int = 0
     backends: dict[str, str] = msgspec.field(default_factory=dict)
     plan: str = ""
+    work: dict[str, Any] = msgspec.field(default_factory=dict)
+    method: str = "host_clock"
+    enqueue_ms: dict[str, float] = msgspec.field(default_factory=dict)
+    times_ms: dict[str, float] = msgspec.field(default_factory=dict)
+    refusals: dict[str, str] = msgspec.field(default_factory=dict)
+    observed: dict[str, dict[str, tuple[float, str, str]]] = msgspec.field(default_factory=dict)
+    verified: VerifyCase | None = None
     peak_memory_bytes: int = 0
     metrics: dict[str, tuple[float, str, str]] = msgspec.field(default_factory=dict)
 

@@ -9,46 +9,78 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 import polars as pl
 
 from serveproof import pairs
-from serveproof.bench import roofline, statistics, worker
+from serveproof.bench import roofline, statistics
 from serveproof.bench.job import Case, CaseReply, Job, Reply
 from serveproof.hardware.clocks import cpu_pressure_percent
-from serveproof.results import SIDES, Ceilings, Estimate, MeasureCase, Metric, SideSummary, Timing
+from serveproof.results import SIDES, Candidate, Ceilings, Estimate, MeasureCase, Metric, SideSummary, Timing
 from serveproof.tables import SAMPLES_SCHEMA
+
+if TYPE_CHECKING:  # a change of the worker is a change of what is measured; importing it would import torch here
+    from serveproof.bench import worker  # noqa: F401
+
+WORKER = "serveproof.bench.worker"
+LIMIT_S = 1800.0
+# From here the GPU waits for the host: enqueuing a call takes this share of its time, or more.
+LAUNCH_BOUND = 0.9
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The environment of a measuring process: threads counted and bound to cores, the repository importable."""
+    """The environment of a measuring process: threads counted and bound to cores, the repository importable.
+
+    NVLink multicast stays off unless the user says otherwise: a program that uses it can disturb others' GPUs.
+    """
     path = os.pathsep.join(filter(None, (str(pairs.ROOT), os.environ.get("PYTHONPATH"))))
     bound = {"OMP_NUM_THREADS": str(threads), "OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
-    return {**os.environ, **bound, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    quiet = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
+    return {**quiet, **os.environ, **bound, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def run_process(job: Job) -> list[CaseReply]:
-    """One worker process; a crash becomes status `error` for every case, with the end of what it printed.
+    """One job in a process of its own, or in one a rank; the reply is rank 0's.
 
+    A crash becomes status `error` for every case, with the end of what it printed; so does a rank that doesn't answer.
     A memory probe runs with glibc's mmap threshold fixed, so that what its rehearsal frees goes back to the kernel.
     """
     with tempfile.TemporaryDirectory(prefix="serveproof-") as folder:
-        job_file, reply_file = Path(folder, "job.json"), Path(folder, "reply.json")
+        job_file = Path(folder, "job.json")
         job_file.write_bytes(msgspec.json.encode(job))
-        command = [sys.executable, "-m", worker.__name__, str(job_file), str(reply_file)]
         fixed = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if job.mode == "probe" else {}
-        done = subprocess.run(
-            command, env=environment(job.threads) | fixed, capture_output=True, text=True, errors="replace", check=False
-        )
-        if done.returncode == 0:
-            return msgspec.json.decode(reply_file.read_bytes(), type=Reply).cases
-    tail = "\n".join(done.stderr.splitlines()[-20:])
-    reason = f"a measuring process ended with code {done.returncode}: {tail}"
+        store = {"SERVEPROOF_STORE": str(Path(folder, "store"))}
+        started = []
+        for rank in range(job.ranks):
+            command = [sys.executable, "-m", WORKER, str(job_file), str(Path(folder, f"reply{rank}.json"))]
+            variables = environment(job.threads) | fixed | store | {"RANK": str(rank)}
+            printed = Path(folder, f"stderr{rank}").open("w+", errors="replace")  # noqa: SIM115
+            started.append((subprocess.Popen(command, env=variables, stdout=printed, stderr=printed), printed))
+        failures = [found for process in started if (found := _failure(*process))]
+        if not failures:
+            return msgspec.json.decode(Path(folder, "reply0.json").read_bytes(), type=Reply).cases
+    reason = f"a measuring process ended with {failures[0]}"
     return [CaseReply(case=case.case, status="error", reason=reason) for case in job.cases]
+
+
+def _failure(process: subprocess.Popen[bytes], printed: IO[str]) -> str:
+    """Wait for one process; its exit code and the end of what it printed when it failed, else ''."""
+    with printed:
+        try:
+            code = str(process.wait(LIMIT_S))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            code = f"no answer after {LIMIT_S:.0f} s"
+        printed.seek(0)
+        tail = "\n".join(printed.read().splitlines()[-20:])
+    return "" if code == "0" else f"code {code}: {tail}"
 
 
 def samples_frame(replies: list[list[CaseReply]]) -> pl.DataFrame:
@@ -81,6 +113,28 @@ def ratios_by_process(samples: pl.DataFrame, case: str) -> list[statistics.Float
         np.exp((group["baseline"] - group["optimized"]).to_numpy())
         for _, group in logs.group_by("process", maintain_order=True)
     ]
+
+
+def candidates_of(replies: list[CaseReply]) -> list[Candidate]:
+    """Every back end that could have served the optimized side, fastest first, refusals last."""
+    served = Counter(reply.backends.get("optimized", "") for reply in replies)
+    names = dict.fromkeys(name for reply in replies for name in (*reply.times_ms, *reply.refusals))
+    found = []
+    for name in names:
+        times = [reply.times_ms[name] for reply in replies if name in reply.times_ms]
+        reason = next((reply.refusals[name] for reply in replies if name in reply.refusals), "")
+        found.append(Candidate(name, median(times) if times else None, served[name], reason))
+    return sorted(found, key=lambda one: (one.time_ms is None, one.time_ms or 0.0))
+
+
+def observed_medians(replies: list[CaseReply], side: str) -> dict[str, tuple[float, str, str]]:
+    """What a side's closures told of themselves: per figure the median over processes of each one's median."""
+    found: dict[str, tuple[float, str, str]] = {}
+    told = [reply.observed.get(side, {}) for reply in replies]
+    for name in dict.fromkeys(name for one in told for name in one):
+        mine = [one[name] for one in told if name in one]
+        found[name] = (median(value for value, _, _ in mine), *mine[-1][1:])
+    return found
 
 
 def summarize(
@@ -120,6 +174,9 @@ def summarize(
         if "items" in work:
             throughput = statistics.inverted(times[side], 1e3 * work["items"], f"{work['item']}/s")
         backends = Counter(reply.backends.get(side, "") for reply in replies)
+        enqueues = [reply.enqueue_ms[side] for reply in replies if side in reply.enqueue_ms]
+        enqueue_ms = median(enqueues) if enqueues else None
+        waits = enqueue_ms is not None and enqueue_ms >= LAUNCH_BOUND * times[side].value
         return SideSummary(
             time=times[side],
             roofline_fraction=fractions[side],
@@ -128,8 +185,11 @@ def summarize(
             backend=" / ".join(name for name, _ in backends.most_common()),
             metrics={
                 name: Metric(value=value, unit=unit, note=note)
-                for name, (value, unit, note) in probes[side].metrics.items()
+                for name, (value, unit, note) in (observed_medians(replies, side) | probes[side].metrics).items()
             },
+            enqueue_ms=enqueue_ms,
+            bound_by="launches" if waits else bound_by,
+            candidates=candidates_of(replies) if side == "optimized" else [],
         )
 
     return msgspec.structs.replace(
@@ -151,15 +211,29 @@ def measure(
 ) -> tuple[list[MeasureCase], pl.DataFrame]:
     """Time `job`'s cases in `processes` processes, probe each side's memory, and summarize each case."""
     started = time.monotonic()
-    pair = pairs.load(job.pair)
     replies = []
     for number in range(processes):
         replies.append(run_process(msgspec.structs.replace(job, seed=job.seed + 1000 * number)))
         progress()
-    probes = {}
-    for side in SIDES:
-        probes[side] = {r.case: r for r in run_process(msgspec.structs.replace(job, mode="probe", side=side))}
+    served = {
+        case.case: Counter(cases[index].backends.get("optimized", "") for cases in replies).most_common(1)[0][0]
+        for index, case in enumerate(job.cases)
+    }
+    probe = msgspec.structs.replace(
+        job,
+        mode="probe",
+        served=served,
+        cases=[case for index, case in enumerate(job.cases) if all(one[index].status == "passed" for one in replies)],
+    )
+
+    def probed(side: str) -> dict[str, CaseReply]:
+        found = {reply.case: reply for reply in run_process(msgspec.structs.replace(probe, side=side))}
         progress()
+        return found
+
+    # Memory is counted, not timed: both sides at once, unless each needs every GPU or times something in its metrics.
+    with ThreadPoolExecutor(1 if job.ranks > 1 or pairs.probes_alone(job.pair) else 2) as pool:
+        probes = dict(zip(SIDES, pool.map(probed, SIDES), strict=True))
     samples = samples_frame(replies)
     seconds = time.monotonic() - started
     records = []
@@ -167,7 +241,7 @@ def measure(
         own = [cases[index] for cases in replies]
         discarded = [f"process {n}, {reason}" for n, reply in enumerate(own) for reason in reply.discard_reasons]
         timing = Timing(
-            method="host_clock" if job.device == "cpu" else "cuda_events",
+            method=cast(Any, own[0].method),
             processes=processes,
             rounds=job.rounds,
             warmup_rounds=job.warmup_rounds,
@@ -179,10 +253,10 @@ def measure(
             pressure_some_avg10_percent=cpu_pressure_percent(),
             seconds=seconds,
             plan=own[0].plan,
+            ranks=job.ranks,
+            injected_slowdown_percent=job.injected_slowdown_percent,
         )
-        by_side = {side: probes[side][case.case] for side in SIDES}
-        records.append(
-            summarize(case, pair.baseline.work(case.axes), ceilings, own, by_side, samples, timing, job.device)
-        )
+        by_side = {side: probes[side][case.case] for side in SIDES if case.case in probes[side]}
+        records.append(summarize(case, own[0].work, ceilings, own, by_side, samples, timing, job.device))
     passed = [record.case for record in records if record.status == "passed"]
     return records, samples.filter(pl.col("case").is_in(passed))

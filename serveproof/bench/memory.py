@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import resource
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
-from serveproof.pairs import Inputs
+from serveproof.pairs import Inputs, Run
 
 
 def tensor_bytes(inputs: Inputs) -> int:
@@ -33,7 +33,7 @@ def _minor_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def peak_of(module: ModuleType, inputs: Inputs, device: str) -> tuple[int, int | None]:
+def peak_of(build: Callable[[Inputs], Run], inputs: Inputs, device: str) -> tuple[int, int | None]:
     """(peak bytes, minor page faults) of allocating `inputs` anew, building and running twice, after one rehearsal.
 
     On CUDA the caching allocator's peak, and no faults: device memory is mapped when it's allocated, never on demand.
@@ -43,7 +43,7 @@ def peak_of(module: ModuleType, inputs: Inputs, device: str) -> tuple[int, int |
 
     def allocate_build_run() -> int:
         own = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
-        run = module.build(own)
+        run = build(own)
         for _ in range(2):
             run()
         return tensor_bytes(own)

@@ -7,6 +7,7 @@ linear drift within a round. Refilling, the L2 flush and synchronisation stay ou
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 
+from serveproof.bench import cupti_clock
+from serveproof.bench.cupti_clock import CuptiClock
 from serveproof.bench.inputs import Refill
 from serveproof.hardware.clocks import slowdown_reasons
 from serveproof.pairs import Run
@@ -22,6 +25,7 @@ from serveproof.results import SIDES
 MIN_SAMPLE_MS_CPU = 2.0
 # How long the GPU is kept busy while the host enqueues what is timed: a multiple of the enqueueing time seen so far.
 SPIN_FACTOR, SPIN_MAX_S = 3.0, 0.02
+SPIN_KERNEL = "spin_kernel"  # torch.cuda._sleep's kernel: in CUPTI's records the timed call comes after it
 
 
 @dataclass
@@ -36,79 +40,126 @@ class Sample:
 
 @dataclass
 class Samples:
-    """All samples of one case in one process, and how they were taken."""
+    """All samples of one case in one process, and how they were taken.
+
+    enqueue_ms: a side's median host time to hand one call to the GPU. observed: what the closures told of themselves,
+    (side, name) -> one (value, unit, note) a sample.
+    """
 
     samples: list[Sample] = field(default_factory=list)
     repeats: dict[str, int] = field(default_factory=dict)
     discard_reasons: list[str] = field(default_factory=list)
     l2_flush_bytes: int = 0
+    method: str = "host_clock"
+    enqueue_ms: dict[str, float] = field(default_factory=dict)
+    observed: dict[tuple[str, str], list[tuple[float, str, str]]] = field(default_factory=dict)
 
 
 class Stopwatch:
-    """Times calls on one device: the host clock on a CPU, CUDA events behind an L2 flush on a GPU.
+    """Times calls on one device.
 
-    On a GPU it's the device's time: before the start event a spin keeps the GPU busy for longer than the host has
-    needed to enqueue the calls, so that launch latency, which a served step hides in CUDA graphs, isn't in it.
+    On a CPU: the host's clock. On a GPU, clock `device`: the device's own time. A spin before the first timed call
+    keeps the GPU busy for longer than the host has needed to enqueue the calls, so that launch latency, which a served
+    step hides in CUDA graphs, isn't in it; the time is CUPTI's span where cupti-python is installed, else between
+    events. On a GPU, clock `host`: from the call to its synchronised end, launches included. A closure's `calls` (how
+    many calls of the thing one run() makes) divides its time.
     """
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, clock: str = "device", ranks: int = 1) -> None:
+        self.device, self.ranks = device, ranks
+        self.on_device = device == "cuda" and clock == "device"
         self.flush: torch.Tensor | None = None
         self.enqueue_s = 1e-4
+        self.last_enqueue_ms: float | None = None
+        self.cupti: CuptiClock | None = None
         if device == "cuda":
-            properties = torch.cuda.get_device_properties(0)
+            properties = torch.cuda.get_device_properties(torch.cuda.current_device())
             self.flush = torch.empty(2 * properties.L2_cache_size, dtype=torch.int8, device=device)
             self.clock_hz = 1e3 * getattr(properties, "clock_rate", 2e6)  # kHz; torch 2.11 may not tell
+            # Ranks wait for each other inside the graph that is timed: per-node records would slow it.
+            self.cupti = cupti_clock.clock() if self.on_device and ranks == 1 else None
+            self.meeting = torch.zeros(1, device=device)
+
+    @property
+    def method(self) -> str:
+        if not self.on_device:
+            return "host_clock"
+        return "cuda_events" if self.cupti is None else "cupti"
 
     @property
     def l2_flush_bytes(self) -> int:
         return 0 if self.flush is None else self.flush.numel()
 
     def time_ms(self, run: Run, repeats: int) -> tuple[float, Any]:
-        """(mean ms of `repeats` calls, last output)."""
+        """(mean ms of `repeats` runs, divided by the closure's `calls`; last output)."""
+        took_ms, output = self._device_ms(run, repeats) if self.on_device else self._host_ms(run, repeats)
+        return took_ms / repeats / getattr(run, "calls", 1), output
+
+    def _host_ms(self, run: Run, repeats: int) -> tuple[float, Any]:
         output = None
-        if self.flush is None:
-            started = time.perf_counter_ns()
-            for _ in range(repeats):
-                output = run()
-            return (time.perf_counter_ns() - started) / 1e6 / repeats, output
+        if self.flush is not None:
+            self.flush.zero_()
+            torch.cuda.synchronize()
+        started = time.perf_counter_ns()
+        for _ in range(repeats):
+            output = run()
+        if self.flush is not None:
+            self.last_enqueue_ms = (time.perf_counter_ns() - started) / 1e6 / repeats
+            torch.cuda.synchronize()
+        return (time.perf_counter_ns() - started) / 1e6, output
+
+    def _device_ms(self, run: Run, repeats: int) -> tuple[float, Any]:
+        assert self.flush is not None  # noqa: S101
+        output = None
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
+        if self.cupti is not None:
+            self.cupti.begin()
+        if self.ranks > 1:
+            torch.distributed.barrier()
         self.flush.zero_()
         torch.cuda._sleep(int(min(SPIN_FACTOR * self.enqueue_s, SPIN_MAX_S) * self.clock_hz))
+        if self.ranks > 1:
+            torch.distributed.all_reduce(self.meeting)  # on the device: the ranks start together
         enqueued = time.perf_counter()
         start.record()
         for _ in range(repeats):
             output = run()
         end.record()
-        self.enqueue_s = max(self.enqueue_s, time.perf_counter() - enqueued)
-        end.synchronize()
-        return start.elapsed_time(end) / repeats, output
+        took_s = time.perf_counter() - enqueued
+        self.last_enqueue_ms = 1e3 * took_s / repeats
+        self.enqueue_s = max(self.enqueue_s, took_s)
+        torch.cuda.synchronize()
+        if self.cupti is not None:
+            return self.cupti.span_ms(SPIN_KERNEL), output
+        return start.elapsed_time(end), output
 
 
 def take_turns(
     runs: dict[str, Run],
     refill: Refill,
-    device: str,
+    watch: Stopwatch,
     rounds: int,
     warmup_rounds: int,
     check_last: Callable[[str, Any], None],
     progress: Callable[[], None] = lambda: None,
 ) -> Samples:
-    """Time both sides for `rounds` rounds after `warmup_rounds`.
+    """Time both sides for `rounds` rounds after `warmup_rounds`, by `watch`.
 
     A round during which the GPU says it runs slowed down is thrown away and counted. A last round more is timed like
     the others and not recorded: there the inputs are values never seen before, check_last(side, output) gets the
     output of the very calls that were timed while their inputs are still in place, and checking disturbs no sample.
     """
-    watch = Stopwatch(device)
-    taken = Samples(l2_flush_bytes=watch.l2_flush_bytes)
+    device = watch.device
+    taken = Samples(l2_flush_bytes=watch.l2_flush_bytes, method=watch.method)
+    enqueues: dict[str, list[float]] = {side: [] for side in SIDES}
     for side in SIDES:
         fastest = math.inf
         for _ in range(max(1, warmup_rounds)):
             refill.next()
             fastest = min(fastest, watch.time_ms(runs[side], 1)[0])
-        taken.repeats[side] = 1 if device == "cuda" else max(1, math.ceil(MIN_SAMPLE_MS_CPU / fastest))
+        run_ms = fastest * getattr(runs[side], "calls", 1)
+        taken.repeats[side] = 1 if device == "cuda" else max(1, math.ceil(MIN_SAMPLE_MS_CPU / run_ms))
     for number in range(rounds + 1):
         first, second = SIDES if number % 2 == 0 else SIDES[::-1]
         slowed = set(slowdown_reasons()) if device == "cuda" else set()
@@ -120,6 +171,11 @@ def take_turns(
                 refill.fresh()
             time_ms, output = watch.time_ms(runs[side], taken.repeats[side])
             this_round.append(Sample(number, side, order, time_ms))
+            if watch.last_enqueue_ms is not None:
+                enqueues[side].append(watch.last_enqueue_ms)
+            if number < rounds:
+                for name, seen in getattr(runs[side], "observed", dict)().items():
+                    taken.observed.setdefault((side, name), []).append(seen)
             if number == rounds and order >= 2:
                 check_last(side, output)
             del output
@@ -132,4 +188,5 @@ def take_turns(
         else:
             taken.samples.extend(this_round)
         progress()
+    taken.enqueue_ms = {side: statistics.median(times) for side, times in enqueues.items() if times}
     return taken

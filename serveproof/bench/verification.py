@@ -7,12 +7,16 @@ catches one wrong row in a large output that the norm would average away, whatev
 
 from __future__ import annotations
 
+import re
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import msgspec
 import torch
 
 from serveproof.bench.inputs import Refill
-from serveproof.pairs import Pair, Run, restrict
+from serveproof.pairs import Pair, Run
 from serveproof.results import SideCheck, Status
 
 # Rounding errors are about uniform: the largest of 1e8 stays near 6 of their standard deviations; doubled.
@@ -76,13 +80,36 @@ def check(output: torch.Tensor, reference: torch.Tensor, tolerance_eps: float) -
     )
 
 
-def verify_side(run: Run, refill: Refill, pair: Pair, tolerance_eps: float) -> SideCheck:
-    """Run on values, refill in place with others, run again and check the second output; then the four corruptions."""
-    refill.fresh()
-    stale = run().clone()
-    refill.fresh()
-    output = run()
+def verify(
+    runs: dict[str, Run], tolerances: dict[str, float], sync_free: set[str], refill: Refill, pair: Pair
+) -> dict[str, SideCheck]:
+    """Check each closure by name: run on values, refill in place with others, run again, hold the second output
+    against the reference; then the four corruptions. Those in `sync_free` must not wait for the GPU.
+
+    An exception of one closure is its status and stops no other.
+    """
+    found: dict[str, SideCheck] = {}
+    stale: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
+    for kept, guarded in ((stale, False), (outputs, True)):
+        refill.fresh()
+        for name, run in runs.items():
+            if name in found:
+                continue
+            try:
+                with no_host_sync(guarded and name in sync_free):
+                    kept[name] = run().clone()
+            except Exception as error:
+                found[name] = SideCheck(*outcome_of(error))
     reference = pair.baseline.reference(refill.live)
+    for name, output in outputs.items():
+        found[name] = _check_and_corrupt(output, stale[name], reference, tolerances[name])
+    return {name: found[name] for name in runs}
+
+
+def _check_and_corrupt(
+    output: torch.Tensor, stale: torch.Tensor, reference: torch.Tensor, tolerance_eps: float
+) -> SideCheck:
     result = check(output, reference, tolerance_eps)
     rejected = {
         kind: check(corrupt(kind, output, stale), reference, tolerance_eps).status == "failed" for kind in CORRUPTIONS
@@ -91,28 +118,43 @@ def verify_side(run: Run, refill: Refill, pair: Pair, tolerance_eps: float) -> S
     if status == "passed" and not all(rejected.values()):
         accepted = ", ".join(kind for kind, ok in rejected.items() if not ok)
         status, reason = "failed", f"the check accepts a wrong output ({accepted}): it can't fail, so it proves nothing"
-    return SideCheck(
-        status=status,
-        reason=reason,
-        relative_error=result.relative_error,
-        relative_bound=result.relative_bound,
-        element_error=result.element_error,
-        element_bound=result.element_bound,
-        must_fail=rejected,
-    )
+    return msgspec.structs.replace(result, status=status, reason=reason, must_fail=rejected)
+
+
+class HostSync(Exception):
+    """A closure that says it never waits for the GPU did."""
+
+
+@contextmanager
+def no_host_sync(wanted: bool) -> Iterator[None]:
+    """Inside, whatever makes the host wait for the GPU raises HostSync: torch's sync debug mode. Nothing on a CPU."""
+    if not (wanted and torch.cuda.is_available()):
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as error:
+        if "synchroniz" not in str(error):
+            raise
+        raise HostSync(f"the closure waits for the GPU although NO_HOST_SYNC says it doesn't: {error}") from None
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def outcome_of(error: Exception) -> tuple[Status, str]:
-    """An exception's status and reason: a refusal is `skipped`, anything else `error`. Call it where it was caught."""
+    """An exception's status and reason. Call it where it was caught.
+
+    A refusal is `skipped`, memory that isn't there `out_of_memory` with the bytes asked for, a wait for the GPU where
+    none may be `failed`, anything else `error` with the traceback.
+    """
     if isinstance(error, NotImplementedError):
         return "skipped", str(error) or "the back end refuses without a reason"
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return "error", f"out of memory: {str(error).splitlines()[0]}"
+    if isinstance(error, HostSync):
+        return "failed", str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error):
+        asked = re.search(r"allocate ([\d.]+ ?(?:[KMGT]iB|bytes))", str(error))
+        first = (str(error).splitlines() or [""])[0]
+        return "out_of_memory", f"asked for {asked[1]}" if asked else first or "the host gave no more memory"
     return "error", traceback.format_exc()
-
-
-def build_side(pair: Pair, side: str, refill: Refill) -> Run:
-    """One side's closure on the live inputs, of which it sees only those that it reads."""
-    module = pair.side(side)
-    run: Run = module.build(restrict(module, refill.live))
-    return run

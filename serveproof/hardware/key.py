@@ -102,6 +102,12 @@ def device_of(key: str) -> str:
     return "cpu" if key == "cpu" else "cuda"
 
 
+def device_count(key: str) -> int:
+    """How many devices a key stands for: 2 for `2x_h200`, 1 for `h200` and `cpu`."""
+    found = re.match(r"(\d+)x_", key)
+    return int(found[1]) if found else 1
+
+
 def require(key: str) -> None:
     """A UserError when this machine is not what `key` says: results never carry another machine's name.
 

@@ -1,4 +1,4 @@
-"""A lease on the machine's CPU or on one GPU: timed and heavy jobs hold it, so that they never overlap.
+"""A lease on the machine's CPU, on one GPU or on all: timed and heavy jobs hold it, so that they never overlap.
 
 The lock is flock(2) on a file in the temporary folder: the kernel drops it when the holder dies, however it dies.
 Take the lease before the first CUDA call: a leased GPU becomes the only one the process sees.
@@ -33,39 +33,47 @@ def _try_lock(path: Path) -> int | None:
     return handle
 
 
-@contextmanager
-def lease(device: str, *, poll_s: float = 0.2, limit_s: float = 3600.0) -> Iterator[str]:
-    """Hold the CPU ('cpu') or one free GPU ('cuda'); yields the lock's name.
-
-    Waits while others hold it, saying so once on stderr. UserError when there is no such device, or after limit_s.
-    """
-    if device == "cpu":
-        names = ["cpu"]
-    else:
-        names = [gpu.uuid for gpu in visible_gpus()]
-        if not names:
-            raise UserError("device cuda: no NVIDIA GPU is visible here; set `hardware: cpu` in config/config.yaml")
-    started, said = time.monotonic(), False
+def _take(device: str, choices: list[str], started: float, poll_s: float, limit_s: float) -> tuple[str, int]:
+    """(name, handle) of the first of `choices` that is free; waits while others hold them all, saying so once."""
+    said = False
     while True:
-        for name in names:
+        for name in choices:
             handle = _try_lock(_lock_file(name))
-            if handle is None:
-                continue
-            before = os.environ.get("CUDA_VISIBLE_DEVICES")
-            try:
-                if device != "cpu":
-                    os.environ["CUDA_VISIBLE_DEVICES"] = name
-                yield name
-            finally:
-                if before is not None:
-                    os.environ["CUDA_VISIBLE_DEVICES"] = before
-                elif device != "cpu":
-                    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-                os.close(handle)
-            return
+            if handle is not None:
+                return name, handle
         if time.monotonic() - started > limit_s:
             raise UserError(f"device {device}: still leased by another serveproof job after {limit_s:.0f} s")
         if not said:
             print(f"serveproof: waiting for {device}: another serveproof job holds it", file=sys.stderr, flush=True)
             said = True
         time.sleep(poll_s)
+
+
+@contextmanager
+def lease(device: str, *, every: bool = False, poll_s: float = 0.2, limit_s: float = 3600.0) -> Iterator[list[str]]:
+    """Hold the CPU ('cpu'), one free GPU ('cuda') or every visible one; yields the names of the locks.
+
+    UserError when there is no such device, or after limit_s of waiting.
+    """
+    names = ["cpu"] if device == "cpu" else [gpu.uuid for gpu in visible_gpus()]
+    if not names:
+        raise UserError("device cuda: no NVIDIA GPU is visible here; set `hardware: cpu` in config/config.yaml")
+    # Several are taken one after another in one order for all, so that two jobs never wait for each other.
+    steps = [[name] for name in sorted(names)] if every else [names]
+    started = time.monotonic()
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    held: list[tuple[str, int]] = []
+    try:
+        for choices in steps:
+            held.append(_take(device, choices, started, poll_s, limit_s))
+        if device != "cpu":
+            taken = {name for name, _ in held}
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(name for name in names if name in taken)
+        yield [name for name, _ in held]
+    finally:
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+        elif device != "cpu":
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        for _, handle in held:
+            os.close(handle)
