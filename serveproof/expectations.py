@@ -21,6 +21,7 @@ from serveproof.results import (
     PerplexityRecord,
     Provenance,
     Record,
+    Timing,
     Verdict,
     VerdictName,
 )
@@ -44,6 +45,7 @@ class CaseExpectations(Record):
     and, when code_sha is set, for this code alone.
 
     iterations and provenance say how and on what it was measured; None for a published figure that we did not measure.
+    method: the clock it was measured by; another clock's figures are not comparable.
     """
 
     axes: dict[str, Any]
@@ -51,6 +53,7 @@ class CaseExpectations(Record):
     machine: str
     metrics: dict[str, Expectation]
     iterations: str = ""
+    method: str = ""
     provenance: Provenance | None = None
 
 
@@ -146,6 +149,9 @@ def _judge_case(record: MeasureRecord, case: MeasureCase, entry: CaseExpectation
         elif entry.machine != record.machine:
             reason = f"the expectation is for {entry.machine}, this is {record.machine}"
             yield _verdict(subject, metric, "expired", reason, **seen)
+        elif case.timing and entry.method not in ("", case.timing.method):
+            reason = f"the expectation was measured by {entry.method}, this by {case.timing.method}"
+            yield _verdict(subject, metric, "expired", reason, **seen)
         elif entry.code_sha is not None and entry.code_sha != record.code_sha:
             yield _verdict(subject, metric, "expired", "the pair's code changed since the expectation", **seen)
         else:
@@ -220,6 +226,11 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
         for case in record.cases:
             if case.status != "passed":
                 continue
+            if case.timing and case.timing.injected_slowdown_percent:
+                raise UserError(
+                    f"{record.pair}/{case.case}: was slowed on purpose by {case.timing.injected_slowdown_percent:g} %; "
+                    f"measure again with measure.injected_slowdown_percent 0 before rewriting expectations"
+                )
             metrics = {}
             for metric in CPU_METRICS if device == "cpu" else METRICS:
                 figure = METRICS[metric][1](case)
@@ -237,15 +248,15 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
                 code_sha=record.code_sha,
                 machine=record.machine,
                 metrics=metrics,
-                iterations=_iterations(case),
+                iterations=_iterations(case.timing) if case.timing else "",
+                method=case.timing.method if case.timing else "",
                 provenance=record.provenance,
             )
     return Expectations(hardware=hardware, pairs=found)
 
 
-def _iterations(case: MeasureCase) -> str:
-    timing = case.timing
-    return f"{timing.processes} processes x {timing.rounds} rounds by {timing.method}" if timing else ""
+def _iterations(timing: Timing) -> str:
+    return f"{timing.processes} processes x {timing.rounds} rounds by {timing.method}"
 
 
 EXIT_MET, EXIT_REGRESSED, EXIT_USAGE, EXIT_NOT_JUDGED = 0, 1, 2, 3

@@ -22,7 +22,7 @@ from serveproof.report import accuracy_charts, charts, numbers, pair_charts, sum
 from serveproof.report.charts import Chart
 from serveproof.report.data import Machine, PairResults
 from serveproof.report.summary import CaseRow, Headline
-from serveproof.results import MeasureCase, Metric, Provenance, Verdict
+from serveproof.results import MeasureCase, Metric, Provenance, Verdict, VerifyRecord
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,21 @@ class CountedRow:
 
 
 @dataclass(frozen=True)
+class CandidateRow:
+    """One back end of one case: what it took, against the fastest, in how many processes it served, or why not."""
+
+    case: str
+    first: bool
+    name: str
+    time_ms: float | None
+    ratio: float | None
+    served: int
+    processes: int
+    relative_error: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class PairView:
     """What the section of one pair shows."""
 
@@ -47,6 +62,7 @@ class PairView:
     roofline: Chart | None
     memory: Chart | None
     counted: list[CountedRow]
+    candidates: list[CandidateRow]
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,7 @@ class MachineView:
     pairs: list[PairView]
     gates: dict[str, Verdict]
     accuracy: list[Chart]
+    injected_percent: float
 
 
 def view_pair(machine: Machine, pair: PairResults) -> PairView:
@@ -75,7 +92,30 @@ def view_pair(machine: Machine, pair: PairResults) -> PairView:
         roofline=pair_charts.roofline(cases, machine.hardware.ceilings),
         memory=pair_charts.memory(cases),
         counted=[row for case in cases if case.status == "passed" for row in counted_rows(case)],
+        candidates=[row for case in cases for row in candidate_rows(case, pair.verify)],
     )
+
+
+def candidate_rows(case: MeasureCase, verify: VerifyRecord | None) -> list[CandidateRow]:
+    """The back ends of one measured case, in the order of the record: fastest first."""
+    if case.optimized is None or case.timing is None:
+        return []
+    verified = next((one.candidates for one in verify.cases if one.case == case.case), {}) if verify else {}
+    fastest_ms = next((one.time_ms for one in case.optimized.candidates if one.time_ms), None)
+    return [
+        CandidateRow(
+            case=case.case,
+            first=number == 0,
+            name=one.name,
+            time_ms=one.time_ms,
+            ratio=one.time_ms / fastest_ms if one.time_ms and fastest_ms else None,
+            served=one.served,
+            processes=case.timing.processes,
+            relative_error=verified[one.name].relative_error if one.name in verified else None,
+            reason=one.reason,
+        )
+        for number, one in enumerate(case.optimized.candidates)
+    ]
 
 
 def counted_rows(case: MeasureCase) -> list[CountedRow]:
@@ -114,6 +154,10 @@ def view_machine(machine: Machine, number: int) -> MachineView:
         pairs=pairs,
         gates=gates,
         accuracy=[chart for chart in accuracy if chart is not None],
+        injected_percent=max(
+            (row.measured.timing.injected_slowdown_percent for row in rows if row.measured and row.measured.timing),
+            default=0.0,
+        ),
     )
 
 

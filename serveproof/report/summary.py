@@ -119,7 +119,7 @@ def headline(machine: Machine) -> Headline:
         pairs=len(by_pair),
         pays=where(lambda rows: any(_pays(row) for row in rows)),
         regressed=[name for name in by_pair if name in regressed],
-        failed=where(lambda rows: any(row.status in {"failed", "error"} for row in rows)),
+        failed=where(lambda rows: any(row.status in {"failed", "error", "out_of_memory"} for row in rows)),
         skipped=where(lambda rows: bool(rows) and all(row.status == "skipped" for row in rows)),
         unfinished=where(lambda rows: not rows or any(row.status == "not measured" for row in rows)),
     )

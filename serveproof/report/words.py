@@ -24,6 +24,7 @@ BADGES = {
     "regressed": Badge("▼", "regressed", "bad"),
     "failed": Badge("✗", "failed", "bad"),
     "error": Badge("✗", "error", "bad"),
+    "out_of_memory": Badge("✗", "out of memory", "bad"),
     "too_good": Badge("▲", "too good to believe", "warn"),
     "inconclusive": Badge("≈", "inconclusive", "warn"),
     "expired": Badge("↻", "expired", "warn"),
@@ -32,8 +33,14 @@ BADGES = {
     "not measured": Badge("…", "not finished", "warn"),
 }
 METHODS = {
-    "host_clock": "the host's monotonic clock around the call",
+    "host_clock": "the host's monotonic clock from the call to its end, on a GPU the synchronisation included",
     "cuda_events": "CUDA events around the calls, enqueued behind a spin so that launch latency is not in the time",
+    "cupti": "CUPTI's stamps on the GPU: from the first kernel's start to the last one's end, enqueued behind a spin",
+}
+BOUND_BY = {
+    "bytes": "bytes",
+    "flops": "FLOPs",
+    "launches": "launches: the host takes as long to enqueue a call as the GPU to run it",
 }
 REASONS_SHOWN = 6
 GATE_WORDS = {"met": "within the gate", "regressed": "beyond the gate"}
@@ -73,6 +80,11 @@ def timing_rows(timing: Timing) -> list[tuple[str, str]]:
         ("CPU pressure", "not told by this system" if pressure is None else _pressure(pressure)),
         ("took", f"{numbers.figure(timing.seconds, 's')} in all"),
     ]
+    if timing.ranks > 1:
+        rows.insert(1, ("ranks", f"{timing.ranks} at once, one a GPU; the times are rank 0's"))
+    if timing.injected_slowdown_percent:
+        injected = f"{timing.injected_slowdown_percent:g} % was added to the optimized side on purpose"
+        rows.insert(0, ("NOT A MEASUREMENT", injected))
     if timing.plan:
         rows.append(("planning", timing.plan))
     return rows
