@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import torch
 
-READS = ("q_BHSD", "k_BHSD", "v_BHSD", "x_BSE", "w_EF", "heads", "causal")
+READS = ("q_BSHD", "k_BSHD", "v_BSHD", "x_BSE", "w_EF", "heads", "causal")
 
 
 def make_inputs(axes, device, seed):
-    """q, k, v of shape (B, H, S, D), or x (B, S, E) with the projection w (E, 3E); standard normal, `dtype`."""
+    """q, k, v of shape (B, S, H, D), or x (B, S, E) with the projection w (E, 3E); standard normal, `dtype`.
+
+    A projection leaves the heads beside each other in memory, so that is how q, k and v come.
+    """
     generator = torch.Generator(device=device).manual_seed(seed)
     dtype = getattr(torch, axes["dtype"])
     B, H, S, D = axes["batch"], axes["heads"], axes["seq"], axes["head_dim"]
@@ -28,15 +31,15 @@ def make_inputs(axes, device, seed):
         inputs["x_BSE"] = torch.randn(B, S, E, generator=generator, device=device, dtype=dtype)
         inputs["w_EF"] = torch.randn(E, 3 * E, generator=generator, device=device, dtype=dtype) * E**-0.5
     else:
-        for name in ("q_BHSD", "k_BHSD", "v_BHSD"):
-            inputs[name] = torch.randn(B, H, S, D, generator=generator, device=device, dtype=dtype)
+        for name in ("q_BSHD", "k_BSHD", "v_BSHD"):
+            inputs[name] = torch.randn(B, S, H, D, generator=generator, device=device, dtype=dtype)
     return inputs
 
 
 def project(inputs):
-    """q, k, v (B, H, S, D) as given, or from x by one matrix product."""
+    """Views q, k, v (B, H, S, D) of what is given, or of x's product with w."""
     if inputs["x_BSE"] is None:
-        return inputs["q_BHSD"], inputs["k_BHSD"], inputs["v_BHSD"]
+        return tuple(inputs[name].transpose(1, 2) for name in ("q_BSHD", "k_BSHD", "v_BSHD"))
     B, S, E = inputs["x_BSE"].shape
     qkv = (inputs["x_BSE"] @ inputs["w_EF"]).view(B, S, 3, inputs["heads"], E // inputs["heads"])
     return qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -57,11 +60,8 @@ def causal_mask(S, device):
 
 def reference(inputs):
     """The same in float64 on a CPU, float32 on CUDA, head by head so that the scores of a long sequence fit."""
-    wide = (
-        torch.float32
-        if (inputs["x_BSE"] if inputs["x_BSE"] is not None else inputs["q_BHSD"]).is_cuda
-        else torch.float64
-    )
+    sample = inputs["x_BSE"] if inputs["x_BSE"] is not None else inputs["q_BSHD"]
+    wide = torch.float32 if sample.is_cuda else torch.float64
     torch.backends.cuda.matmul.allow_tf32 = False
     raised = {k: v.to(wide) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     q_BHSD, k_BHSD, v_BHSD = project(raised)
@@ -89,9 +89,8 @@ def work(axes):
 
 def build(inputs):
     """The mask is made once; every call computes scores, softmax and the weighted sum as three passes over memory."""
-    sample = inputs["x_BSE"] if inputs["x_BSE"] is not None else inputs["q_BHSD"]
-    S = sample.shape[1] if inputs["x_BSE"] is not None else sample.shape[2]
-    mask_SS = causal_mask(S, sample.device) if inputs["causal"] else None
+    sample = inputs["x_BSE"] if inputs["x_BSE"] is not None else inputs["q_BSHD"]
+    mask_SS = causal_mask(sample.shape[1], sample.device) if inputs["causal"] else None
 
     def run():
         return softmax_attention(*project(inputs), mask_SS)
