@@ -89,7 +89,7 @@ def paged_inputs(axes: dict[str, Any], device: str, seed: int) -> dict[str, Any]
 
 
 def attend_each(q_BHD: torch.Tensor, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """The reference: softmax attention sequence by sequence over its valid tokens, float64 on a CPU, float32 on CUDA."""
+    """The reference: softmax attention a sequence, over its valid tokens; float64 on a CPU, float32 on CUDA."""
     wide = torch.float32 if q_BHD.is_cuda else torch.float64
     torch.backends.cuda.matmul.allow_tf32 = False
     q_BHD = q_BHD.to(wide)

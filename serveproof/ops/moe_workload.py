@@ -1,0 +1,75 @@
+"""Router traffic for mixture-of-experts kernels and servers: which experts each token goes to, by kind and seed.
+
+Real routers are skewed: training balances them over a corpus, not over a batch (Switch Transformer, arXiv 2101.03961,
+section 2.2, drops what overflows an expert's capacity; Mixtral, arXiv 2401.04088, section 5, finds runs of tokens sent
+to one expert). The four kinds here are shapes of that skew, not a fit to any trace: the exponent, the hot share and the
+burst are assumptions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+KINDS = ("uniform", "zipf", "bursty", "adversarial")
+BURSTS = 16  # how often the hot experts change over the tokens of one bursty batch
+HOT_SHARE, HOT_WEIGHT = 8, 8.0  # one expert in 8 is hot, and drawn 8 times as often
+CHOSEN, SPREAD = 6.0, 1.0  # logits: chosen experts lie in [5, 7], all others in [-1, 1]
+
+
+def assign(kind: str, tokens: int, experts: int, top_k: int, seed: int = 0, exponent: float = 1.0) -> torch.Tensor:
+    """(tokens, top_k) int64: each token's experts, distinct, the same for the same arguments.
+
+    uniform: every expert alike. zipf: the n-th hottest expert drawn in proportion to n^-exponent. bursty: a few hot
+    experts, others from burst to burst. adversarial: all tokens to as few experts as top_k and one in 16 allow, the
+    rest get none. ValueError names the argument that is wrong.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; it can be {', '.join(KINDS)}")
+    if tokens < 1 or experts < 1:
+        raise ValueError(f"tokens and experts must be 1 or more; they are {tokens} and {experts}")
+    if not 1 <= top_k <= experts:
+        raise ValueError(f"top_k is {top_k}; it must be from 1 to experts ({experts})")
+    if exponent < 0:
+        raise ValueError(f"exponent is {exponent}; it must be 0 or more")
+    generator = torch.Generator().manual_seed(seed)
+    order_E = torch.randperm(experts, generator=generator)
+    weight_TE = torch.ones(tokens, experts)
+    if kind == "zipf":
+        weight_TE[:, order_E] = torch.arange(1, experts + 1).float() ** -exponent
+    elif kind == "bursty":
+        burst_T = torch.arange(tokens) * BURSTS // tokens
+        hot = max(1, experts // HOT_SHARE)
+        for burst in range(BURSTS):
+            chosen = torch.randperm(experts, generator=generator)[:hot]
+            rows = (burst_T == burst).nonzero()
+            weight_TE[rows, chosen[None]] = HOT_WEIGHT
+    elif kind == "adversarial":
+        weight_TE.zero_()
+        weight_TE[:, order_E[: max(top_k, experts // 16)]] = 1.0
+    # Drawing without replacement by weight: the largest log-weights plus Gumbel noise (Kool et al., arXiv 1903.06059).
+    gumbel_TE = -(-torch.rand(tokens, experts, generator=generator).clamp(1e-9, 1 - 1e-7).log()).log()
+    return (weight_TE.log() + gumbel_TE).topk(top_k, dim=1).indices
+
+
+def logits_of(ids_TK: torch.Tensor, experts: int, generator: torch.Generator) -> torch.Tensor:
+    """(tokens, experts) float32 router logits whose top_k are exactly `ids_TK`, whatever the generator's seed."""
+    device = generator.device
+    logits_TE = (2 * torch.rand(ids_TK.shape[0], experts, generator=generator, device=device) - 1) * SPREAD
+    return logits_TE.scatter_add(1, ids_TK.to(device), torch.full(ids_TK.shape, CHOSEN, device=device))
+
+
+@dataclass(frozen=True)
+class Load:
+    """How a batch falls on the experts. imbalance: the busiest expert's rows over the mean of all."""
+
+    rows_E: torch.Tensor
+    active: int
+    imbalance: float
+
+
+def load_of(ids_TK: torch.Tensor, experts: int) -> Load:
+    """Rows an expert gets, how many get any, and how uneven that is."""
+    rows_E = torch.bincount(ids_TK.flatten(), minlength=experts)
+    return Load(rows_E, int((rows_E > 0).sum()), float(rows_E.max() / rows_E.float().mean()))
