@@ -40,7 +40,6 @@ class Pair:
     baseline: ModuleType
     optimized: ModuleType
     code_sha: str
-    clock: str = "device"
 
     def side(self, name: str) -> ModuleType:
         return self.baseline if name == "baseline" else self.optimized
@@ -91,7 +90,6 @@ def load(name: str, root: Path = ROOT) -> Pair:
         baseline=_load(baseline, BASELINE_FUNCTIONS),
         optimized=_load(optimized, OPTIMIZED_FUNCTIONS),
         code_sha=code_sha(name, root),
-        clock=constant(baseline, "CLOCK", ("device", "host")),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ class Case(Record):
     tolerance_eps: float
     optimized_tolerance_eps: float | None = None
     numerics_only: str = ""
+    clock: Literal["device", "host"] = "device"
 
     def tolerance_of(self, side: str) -> float:
         """The bound of one side: the optimized one's own where low precision needs it."""

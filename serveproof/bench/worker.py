@@ -91,7 +91,7 @@ def time_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
     """Build both sides, choose among candidates, take turns, check the outputs of the last timed calls."""
     refill = Refill(pair, case.axes, job.device, job.seed)
     # A candidate's first calls compile: a stopwatch of its own keeps their time out of the rounds' spins.
-    watch = timing.Stopwatch(job.device, pair.clock, job.ranks)
+    watch = timing.Stopwatch(job.device, case.clock, job.ranks)
     choices = {side: candidates.choose(build_side(pair, side, refill), watch) for side in SIDES}
     runs = {side: choice.run for side, choice in choices.items()}
     plan = getattr(runs["optimized"], "plan", "")
@@ -103,7 +103,7 @@ def time_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
         if result.status != "passed":
             failures.append(f"{side}: the timed calls' output is wrong: {result.reason}")
 
-    rounds_watch = timing.Stopwatch(job.device, pair.clock, job.ranks)
+    rounds_watch = timing.Stopwatch(job.device, case.clock, job.ranks)
     taken = timing.take_turns(runs, refill, rounds_watch, job.rounds, job.warmup_rounds, check_last)
     observed: dict[str, dict[str, tuple[float, str, str]]] = {}
     for (side, name), seen in taken.observed.items():
