@@ -1,0 +1,80 @@
+"""All-reduce of a tensor over every GPU by NCCL, under a CUDA graph: what tensor parallelism does twice a layer.
+
+Twenty all-reduces follow one another, as in a model, each on what the last one left; a call is a twentieth of the run.
+So what is timed is the all-reduce, not how far apart the ranks started.
+
+axes: elements, dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+READS = ("x",)
+RANKS = "all"
+CALLS = 20
+RANK_SEEDS = 7919  # ranks hold different values
+
+
+def make_inputs(axes, device, seed):
+    """x (elements,) standard normal, another on each rank."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    generator = torch.Generator(device=device).manual_seed(seed + RANK_SEEDS * rank)
+    dtype = getattr(torch, axes["dtype"])
+    return {"x": torch.randn(axes["elements"], generator=generator, device=device, dtype=dtype)}
+
+
+def reference(inputs):
+    """The sum over ranks, times the number of ranks for every further call: the later ones add equal tensors."""
+    x = inputs["x"].float().contiguous()
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return torch.stack(parts).sum(0) * float(dist.get_world_size()) ** (CALLS - 1)
+
+
+def work(axes):
+    """Of one call: each rank reads its own tensor and writes the sum. What crosses the links is not in the ceilings."""
+    itemsize = getattr(torch, axes["dtype"]).itemsize
+    moved = 2 * axes["elements"] * itemsize
+    return {
+        "flops": axes["elements"], "bytes": moved, "dtype": axes["dtype"],
+        "items": axes["elements"] * itemsize, "item": "reduced bytes",
+    }  # fmt: skip
+
+
+def captured(chain):
+    """A CUDA graph of `chain`, which returns its output; every rank captures alike."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        chain()
+    torch.cuda.current_stream().wait_stream(side)
+    torch.cuda.synchronize()
+    dist.barrier()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = chain()
+
+    def run():
+        graph.replay()
+        return output
+
+    run.calls = CALLS
+    run.plan = f"{CALLS} calls in one CUDA graph, captured outside the timed region"
+    return run
+
+
+def build(inputs):
+    """NCCL's all-reduce, in place on a copy of x."""
+    work_buffer = torch.empty_like(inputs["x"])
+
+    def chain():
+        work_buffer.copy_(inputs["x"])
+        for _ in range(CALLS):
+            dist.all_reduce(work_buffer)
+        return work_buffer
+
+    run = captured(chain)
+    run.backend = "nccl"
+    return run
