@@ -1,4 +1,4 @@
-"""All-reduce over memory that every GPU has mapped: each rank reads its peers' buffers itself, with no ring and no copy.
+"""All-reduce over memory that every GPU has mapped: each rank reads its peers' buffers itself, with no ring between.
 
 torch's symmetric memory (pytorch.org, torch.distributed._symmetric_memory) with its one-shot and two-shot kernels, and
 a one-shot kernel of our own with one barrier a call (serveproof/ops/one_shot_all_reduce.py). NCCL itself is a candidate

@@ -37,6 +37,8 @@ TUNINGS = {
     (128, 1): Tuning(1024, 128, 4, 3),
 }
 DEFAULT = Tuning(512, 32, 4, 2)
+# For a step that must not launch a second kernel to merge: every sequence is one chunk.
+ONE_CHUNK = Tuning(4096, 64, 4, 3)
 
 
 def tuning_of(head_dim: int, itemsize: int) -> Tuning:
@@ -49,7 +51,8 @@ class Plan:
     """Who does what in one decode step, made once for all its layers: tensors that a graph may keep reading.
 
     item_seq, item_start: (items,) the sequence and first token of each chunk, -1 where there is no such item.
-    first_B, count_B: where a sequence's items begin and how many there are. The rest are buffers for partial results.
+    first_B, count_B: where a sequence's items begin and how many there are. merges: False when each sequence is known
+    to be one chunk, whose program then writes the output itself. The rest are buffers for partial results.
     """
 
     tuning: Tuning
@@ -60,6 +63,7 @@ class Plan:
     partial: torch.Tensor
     peaks: torch.Tensor
     sums: torch.Tensor
+    merges: bool = True
 
 
 def make_plan(batch: int, items: int, q_heads: int, head_dim: int, tuning: Tuning, device: str | torch.device) -> Plan:
@@ -98,10 +102,17 @@ def fill_plan(plan: Plan, lengths_B: torch.Tensor) -> None:
 
 
 def plan_for(q_BHD: torch.Tensor, k_NPHD: torch.Tensor, lengths_B: torch.Tensor) -> Plan:
+    """The plan for these lengths with the tuning of the pool's dtype."""
+    HEADS, D = q_BHD.shape[1:]
+    return plan_for_lengths(lengths_B, HEADS, D, tuning_of(D, k_NPHD.element_size()))
+
+
+def plan_for_lengths(lengths_B: torch.Tensor, q_heads: int, head_dim: int, tuning: Tuning) -> Plan:
     """A filled plan with exactly the chunks that these lengths take. Waits for the lengths: not for a graph."""
-    B, HEADS, D = q_BHD.shape
-    tuning = tuning_of(D, k_NPHD.element_size())
-    plan = make_plan(B, max(1, items_of(lengths_B.tolist(), tuning.chunk)), HEADS, D, tuning, q_BHD.device)
+    lengths = lengths_B.tolist()
+    items = max(1, items_of(lengths, tuning.chunk))
+    plan = make_plan(len(lengths), items, q_heads, head_dim, tuning, lengths_B.device)
+    plan.merges = not all(0 < n <= tuning.chunk for n in lengths)
     fill_plan(plan, lengths_B)
     return plan
 
@@ -196,8 +207,9 @@ def paged_decode(
     lengths_B: torch.Tensor,
     plan: Plan,
     scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    out_BHD: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(B, QH, D) attention of one new token a sequence over its pages, in q's dtype.
+    """(B, QH, D) attention of one new token a sequence over its pages, in q's dtype; into out_BHD when it is given.
 
     Pools are (pages, page, KVH, D) in q's dtype, or float8_e4m3fn with `scales` (KVH,) float32 of k and v; any strides
     with a contiguous last dimension. NotImplementedError for a shape that the tiles can't take.
@@ -213,7 +225,8 @@ def paged_decode(
         raise NotImplementedError(f"cache dtype {k_NPHD.dtype}: float8_e4m3fn needs scales, no other dtype has them")
     if scales is None and k_NPHD.dtype != q_BHD.dtype:
         raise NotImplementedError(f"cache dtype {k_NPHD.dtype} with q in {q_BHD.dtype}")
-    out_BHD = torch.empty_like(q_BHD)
+    if out_BHD is None:
+        out_BHD = torch.empty_like(q_BHD)
     k_scale, v_scale = scales if scales is not None else (plan.sums, plan.sums)
     _decode[(kv_heads, plan.item_seq.shape[0])](
         q_BHD, k_NPHD, v_NPHD, table_BP, lengths_B, plan.item_seq, plan.item_start, plan.count_B, out_BHD,
@@ -224,5 +237,6 @@ def paged_decode(
         CHUNK=plan.tuning.chunk, TILE=plan.tuning.tile, SCALED=scales is not None, STAGES=plan.tuning.stages,
         num_warps=plan.tuning.warps,
     )  # fmt: skip
-    _merge[(HEADS, B)](plan.first_B, plan.count_B, out_BHD, plan.partial, plan.peaks, plan.sums, HEADS=HEADS, D=D)
+    if plan.merges:
+        _merge[(HEADS, B)](plan.first_B, plan.count_B, out_BHD, plan.partial, plan.peaks, plan.sums, HEADS=HEADS, D=D)
     return out_BHD
