@@ -1,154 +1,121 @@
-"""A stack of equal layers compiled as one graph by torch.compile: every layer is traced and lowered again.
+"""torch.compile of a whole stack of equal blocks: one graph of all layers, compiled as if each were another.
 
-Llama-like blocks (RMSNorm, attention, SwiGLU) or, with activation "gelu", the plain MLP blocks of the public B200
-record. metrics() measures a cold and a warm start and the eager step, in a process of its own.
-
-axes: layers, batch, seq, hidden, ffn, norm ("rmsnorm" or "layernorm"), activation ("swiglu" or "gelu"), dtype;
-optional heads (attention, with norm "rmsnorm").
+axes: layers, batch, seq, hidden, ffn, norm, activation, dtype; with q_heads, kv_heads, head_dim a Llama block (rmsnorm,
+silu), without them an MLP block (layernorm, gelu). Weights come from a fixed seed, x_BSE from the seed.
 """
 
 from __future__ import annotations
 
-import time
-
 import torch
 import torch.nn.functional as F
 
-READS = ("model", "x_BSE")
-PROBE = "alone"
-WEIGHT_SEED = 7
-EAGER_CALLS = 10
+from serveproof.ops.blocks import EPS, make_stack
+
+WEIGHT_SEED = 20260315
+ROPE_THETA = 500_000.0
 
 
-class Block(torch.nn.Module):
-    """One layer: norm and attention with residual when there are heads; norm and MLP with residual."""
-
-    def __init__(self, axes, generator, device, dtype):
-        super().__init__()
-        E, FFN = axes["hidden"], axes["ffn"]
-        self.heads, self.gelu = axes.get("heads", 0), axes["activation"] == "gelu"
-
-        def weight(rows, columns):
-            values = torch.randn(rows, columns, generator=generator, device=device) * columns**-0.5
-            return torch.nn.Parameter(values.to(dtype), requires_grad=False)
-
-        if self.heads:
-            self.qkv, self.out = weight(3 * E, E), weight(E, E)
-        self.up, self.down = weight(FFN if self.gelu else 2 * FFN, E), weight(E, FFN)
-
-    def forward(self, x_BSE):
-        E = x_BSE.shape[-1:]
-        if self.heads:
-            q, k, v = F.linear(F.rms_norm(x_BSE, E), self.qkv).unflatten(-1, (3, self.heads, -1)).unbind(2)
-            out_BHSD = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), is_causal=True)
-            x_BSE = x_BSE + F.linear(out_BHSD.transpose(1, 2).flatten(2), self.out)
-        if self.gelu:
-            return x_BSE + F.linear(F.gelu(F.linear(F.layer_norm(x_BSE, E), self.up)), self.down)
-        gate, up = F.linear(F.rms_norm(x_BSE, E), self.up).chunk(2, dim=-1)
-        return x_BSE + F.linear(F.silu(gate) * up, self.down)
-
-
-class Stack(torch.nn.Module):
-    """The layers one after another."""
-
-    def __init__(self, axes, device, dtype):
-        super().__init__()
-        generator = torch.Generator(device=device).manual_seed(WEIGHT_SEED)
-        self.layers = torch.nn.ModuleList(Block(axes, generator, device, dtype) for _ in range(axes["layers"]))
-
-    def forward(self, x_BSE):
-        for layer in self.layers:
-            x_BSE = layer(x_BSE)
-        return x_BSE
+def weight_shapes(axes):
+    """name -> shape of one layer's matrix (out, in)."""
+    E, F_ = axes["hidden"], axes["ffn"]
+    if "q_heads" not in axes:
+        return {"w_up": (F_, E), "w_down": (E, F_)}
+    D, H, K = axes["head_dim"], axes["q_heads"], axes["kv_heads"]
+    return {"w_qkv": ((H + 2 * K) * D, E), "w_out": (E, H * D), "w_gate_up": (2 * F_, E), "w_down": (E, F_)}
 
 
 def make_inputs(axes, device, seed):
-    """x (B, S, E) standard normal, and the model with weights from one fixed seed."""
-    generator = torch.Generator(device=device).manual_seed(seed)
+    """x_BSE standard normal (seed); w_* (L, out, in) of variance 1 / in, norm weights near 1 (fixed seed); RoPE tables."""
+    expected = ("rmsnorm", "silu") if "q_heads" in axes else ("layernorm", "gelu")
+    if (axes["norm"], axes["activation"]) != expected:
+        raise ValueError(f"norm and activation are {axes['norm']}, {axes['activation']}; this block has {expected}")
     dtype = getattr(torch, axes["dtype"])
-    shape = axes["batch"], axes["seq"], axes["hidden"]
-    return {
-        "x_BSE": torch.randn(*shape, generator=generator, device=device, dtype=dtype),
-        "model": Stack(axes, device, dtype),
-        "start": start_times,
-    }
+    fixed = torch.Generator(device=device).manual_seed(WEIGHT_SEED)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    L, E = axes["layers"], axes["hidden"]
+    inputs = {"heads": axes.get("q_heads", 0), "kv_heads": axes.get("kv_heads", 0)}
+    inputs["x_BSE"] = torch.randn(axes["batch"], axes["seq"], E, generator=generator, device=device, dtype=dtype)
+    for name, shape in weight_shapes(axes).items():
+        inputs[name] = torch.randn(L, *shape, generator=fixed, device=device, dtype=dtype).mul_(shape[1] ** -0.5)
+    for name in ("w_norm1", "w_norm2") if inputs["heads"] else ("w_norm",):
+        inputs[name] = torch.randn(L, E, generator=fixed, device=device, dtype=dtype).mul_(0.1).add_(1)
+    if inputs["heads"]:
+        R = axes["head_dim"] // 2
+        frequencies_R = ROPE_THETA ** (-torch.arange(R, dtype=torch.float64) / R)
+        angles_SR = torch.outer(torch.arange(axes["seq"], dtype=torch.float64), frequencies_R)
+        inputs["cos_SR"], inputs["sin_SR"] = (t.to(dtype).to(device) for t in (angles_SR.cos(), angles_SR.sin()))
+    return inputs
 
 
 def reference(inputs):
-    """The layers in float64 on a CPU, float32 on CUDA, one widened at a time."""
+    """The stack layer by layer in float64 on a CPU, float32 on CUDA, in formulas of its own."""
     wide = torch.float32 if inputs["x_BSE"].is_cuda else torch.float64
     torch.backends.cuda.matmul.allow_tf32 = False
     x_BSE = inputs["x_BSE"].to(wide)
-    for layer in inputs["model"].layers:
-        parameters = {name: value.to(wide) for name, value in layer.named_parameters()}
-        x_BSE = torch.func.functional_call(layer, parameters, x_BSE)
+    for layer in range(inputs["w_down"].shape[0]):
+        w = {name: value[layer].to(wide) for name, value in inputs.items() if name.startswith("w_")}
+        if not inputs["heads"]:
+            centred = x_BSE - x_BSE.mean(-1, keepdim=True)
+            h_BSE = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + EPS) * w["w_norm"]
+            up_BSF = h_BSE @ w["w_up"].t()
+            x_BSE = x_BSE + (up_BSF * 0.5 * (1 + torch.erf(up_BSF * 0.5**0.5))) @ w["w_down"].t()
+            continue
+        x_BSE = x_BSE + reference_attention(inputs, rms_normed(x_BSE, w["w_norm1"]) @ w["w_qkv"].t()) @ w["w_out"].t()
+        gate_BSF, up_BSF = (rms_normed(x_BSE, w["w_norm2"]) @ w["w_gate_up"].t()).chunk(2, dim=-1)
+        x_BSE = x_BSE + (F.silu(gate_BSF) * up_BSF) @ w["w_down"].t()
     return x_BSE
 
 
+def rms_normed(x_BSE, weight_E):
+    """x / rms(x) * weight."""
+    return x_BSE * torch.rsqrt(x_BSE.square().mean(-1, keepdim=True) + EPS) * weight_E
+
+
+def reference_attention(inputs, qkv_BSF):
+    """Causal attention (B, S, H D) with the scores in memory, RoPE by halves."""
+    B, S, _ = qkv_BSF.shape
+    H, K = inputs["heads"], inputs["kv_heads"]
+    q, k, v = qkv_BSF.view(B, S, H + 2 * K, -1).transpose(1, 2).split((H, K, K), dim=1)
+    cos_SR, sin_SR = inputs["cos_SR"].to(q.dtype), inputs["sin_SR"].to(q.dtype)
+
+    def turned(x):
+        low, high = x.chunk(2, dim=-1)
+        return torch.cat((low * cos_SR - high * sin_SR, high * cos_SR + low * sin_SR), dim=-1)
+
+    k, v = (x.repeat_interleave(H // K, dim=1) for x in (turned(k), v))
+    scores = turned(q) @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    hidden_SS = torch.ones(S, S, dtype=torch.bool, device=q.device).triu(1)
+    return (scores.masked_fill(hidden_SS, float("-inf")).softmax(-1) @ v).transpose(1, 2).reshape(B, S, -1)
+
+
 def work(axes):
-    """2 FLOPs a weight and token, and causal attention's; weights read once, x read and the output written."""
-    E, FFN, L = axes["hidden"], axes["ffn"], axes["layers"]
-    heads = axes.get("heads", 0)
-    weights = L * ((2 if axes["activation"] == "gelu" else 3) * E * FFN + (4 * E * E if heads else 0))
-    tokens = axes["batch"] * axes["seq"]
-    attention = 2 * L * tokens * axes["seq"] * E if heads else 0
-    itemsize = getattr(torch, axes["dtype"]).itemsize
+    """2 FLOPs a weight and token, causal attention's half product; weights read once, x read and written once."""
+    B, S, E, L = axes["batch"], axes["seq"], axes["hidden"], axes["layers"]
+    weights = sum(out * into for out, into in weight_shapes(axes).values())
+    attention = 2 * B * axes["q_heads"] * S * S * axes["head_dim"] if "q_heads" in axes else 0
     return {
-        "flops": 2 * weights * tokens + attention,
-        "bytes": (weights + 2 * tokens * E) * itemsize,
+        "flops": L * (2 * B * S * weights + attention),
+        "bytes": (L * weights + 2 * B * S * E) * getattr(torch, axes["dtype"]).itemsize,
         "dtype": axes["dtype"],
-        "items": tokens,
+        "items": B * S,
         "item": "token",
     }
 
 
-def start_times(compiled_run, eager_run):
-    """Cold start (empty compile caches), warm start (caches kept) and the eager step, as metrics.
-
-    compiled_run() makes a compiled closure and calls it once. Both starts begin after torch._dynamo.reset(); libraries
-    are loaded and CUDA runs already. One start each: a figure without an interval.
-    """
-    from torch._inductor.utils import fresh_cache
-
-    def seconds(call):
-        torch._dynamo.reset()
-        started = time.perf_counter()
-        call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    eager_run()
-    with fresh_cache():
-        cold_s, warm_s = seconds(compiled_run), seconds(compiled_run)
-    times = []
-    for _ in range(EAGER_CALLS):
-        started = time.perf_counter()
-        eager_run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return {
-        "cold_start": (cold_s, "s", "compile with empty caches, and the first call; one start"),
-        "warm_start": (warm_s, "s", "the same again with the caches of the first; one start"),
-        "eager_step": (sorted(times)[EAGER_CALLS // 2] * 1e3, "ms", f"not compiled: median of {EAGER_CALLS} calls"),
-    }
-
-
-def whole(inputs):
-    """The whole model compiled, not called yet."""
-    compiled = torch.compile(inputs["model"], dynamic=False)
-    return lambda: compiled(inputs["x_BSE"])
-
-
 def metrics(inputs):
-    """Start times of the whole model's compilation."""
-    return start_times(lambda: whole(inputs)(), lambda: inputs["model"](inputs["x_BSE"]))
+    """Cold and warm start, graphs compiled, and eager's time a step."""
+    from serveproof.ops.compile_start import figures
+
+    return figures(inputs, lambda: build(inputs))
 
 
 def build(inputs):
-    """torch.compile of the whole model, called once so that it is compiled."""
-    run = whole(inputs)
-    run()
-    run.backend = "torch.compile, whole model"
+    """The whole stack compiled by its first call."""
+    compiled = torch.compile(make_stack(inputs), fullgraph=True, dynamic=False)
+
+    def run():
+        with torch.no_grad():
+            return compiled(inputs["x_BSE"])
+
+    run.backend = "torch.compile of the whole stack"
     return run

@@ -1,166 +1,154 @@
-"""The same decode step as CUDA graphs in pieces: what is dense is captured, attention between stays outside.
+"""One decode step as piecewise CUDA graphs: what lies between attentions is replayed, attention is launched between.
 
-A graph replays many kernels for the price of one launch, but its shapes are fixed; attention's lengths change at every
-step. So each stretch from one attention to the next is a graph, per batch bucket, and all share one memory pool: vLLM's
-piecewise CUDA graphs, SGLang's too. Candidates differ in what is captured: plain torch, torch.compile's kernels, or our
-own with norm, rotation and activation inside the products (serveproof/ops/gemv.py).
+A graph replays its kernels without the host, but fixes their shapes. Attention's change with the sequences' lengths from
+step to step; the rest depends on the batch alone. So the dense parts (o_proj, residual, norm, gate and up, SiLU, down,
+residual, norm, QKV, RoPE, cache write) are captured once a batch bucket, and attention stays outside: vLLM's piecewise
+CUDA graphs ('torch.compile integration', vLLM's design documents). All graphs share one memory pool and static buffers.
+
+A graph removes the host's time, not the kernels'. So beside the eager kernels the candidates capture pieces compiled by
+Inductor, and four fused kernels of our own, with and without programmatic dependent launch and L2 prefetch: after
+Hazy Research's megakernel for the same shape ('Look Ma, No Bubbles!', 2025-05), which names what idles between kernels.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import time
+from functools import partial
 
 import torch
 
-from serveproof.ops import decode_step
+from serveproof.ops.decode_step import bucket_of, buffers, sdpa_attention, torch_pieces
 
-READS = ("weights", "h_BE", "k_LBSHD", "v_LBSHD", "position_1", "context", "buckets")
 NO_HOST_SYNC = True
-WARM_CALLS = 3
+BUCKETS = (1, 2, 4, 8)
+# Attention's launch for a few hundred tokens: programs a row and KV head, tokens a block, warps, stages.
+SPLITS_ONE_ROW, SPLITS_MORE_ROWS = 8, 4
+ATTENTION_BLOCK, ATTENTION_WARPS, ATTENTION_STAGES = 64, 4, 2
 
 
 def requires(device):
-    """None on CUDA; a CPU has nothing to capture."""
-    return None if device == "cuda" else "CUDA graphs don't exist on a CPU"
+    """CUDA graphs exist on CUDA alone."""
+    return "CUDA graphs don't exist on a CPU" if device == "cpu" else None
 
 
-def pieces_of(parts, weights):
-    """The dense stretches as functions of (attended, h, position, k, v): (h, q) up to the last, which gives logits.
+def metrics(inputs):
+    """Time, memory and number of the graphs for all buckets, of the first candidate; kernels a step by the profiler."""
+    from serveproof.ops.profile import count_kernels
 
-    k and v are the caches of the layer whose q the piece makes. The first piece has no attention before it.
-    """
-    last = len(weights.layers)
-
-    def piece(number):
-        def call(attended_BE, h_BE, position_1, k_BSHD, v_BSHD):
-            if number:
-                h_BE = parts.out(attended_BE, h_BE, weights.layers[number - 1])
-                h_BE = parts.mlp(h_BE, weights.layers[number - 1])
-            if number == last:
-                return parts.head(h_BE, weights), None
-            return h_BE, parts.qkv(h_BE, weights.layers[number], weights, position_1, k_BSHD, v_BSHD)
-
-        return call
-
-    return [piece(number) for number in range(last + 1)]
-
-
-def plain_step(parts, inputs):
-    """The pieces one after another, not captured: what the captured ones compute."""
-    attended_BE, h_BE = None, inputs["h_BE"]
-    caches = [*zip(inputs["k_LBSHD"], inputs["v_LBSHD"], strict=True), (None, None)]
-    for call, (k_BSHD, v_BSHD) in zip(pieces_of(parts, inputs["weights"]), caches, strict=True):
-        h_BE, q_BHD = call(attended_BE, h_BE, inputs["position_1"], k_BSHD, v_BSHD)
-        if q_BHD is not None:
-            attended_BE = decode_step.attend(q_BHD, k_BSHD, v_BSHD, inputs["context"] + 1)
-    return h_BE
-
-
-def bucket_of(batch, buckets):
-    """The smallest bucket that holds the batch. ValueError when none does."""
-    fitting = [bucket for bucket in buckets if bucket >= batch]
-    if not fitting:
-        raise ValueError(f"batch {batch} fits none of the buckets {buckets}")
-    return min(fitting)
-
-
-def capture_bucket(calls, inputs, batch, pool):
-    """The pieces captured for one batch size: [(graph, q, attended)] and the logits they end in.
-
-    The graphs read the live inputs themselves, of whose batch they take the first `batch` rows.
-    """
-    weights, position_1 = inputs["weights"], inputs["position_1"]
-    captured, h_BE = [], inputs["h_BE"][:batch]
-    attended_BE = None
-    for number, call in enumerate(calls):
-        last = number == len(weights.layers)
-        k_BSHD = None if last else inputs["k_LBSHD"][number][:batch]
-        v_BSHD = None if last else inputs["v_LBSHD"][number][:batch]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_CALLS):
-                call(attended_BE, h_BE, position_1, k_BSHD, v_BSHD)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            h_BE, q_BHD = call(attended_BE, h_BE, position_1, k_BSHD, v_BSHD)
-        attended_BE = None
-        if not last:
-            attended_BE = torch.empty(batch, q_BHD.shape[1] * q_BHD.shape[2], dtype=h_BE.dtype, device=h_BE.device)
-        captured.append((graph, q_BHD, attended_BE))
-    return captured, h_BE
+    run = fused(inputs, pdl=True, prefetch=True)
+    captured = run.captured
+    buckets = ", ".join(map(str, BUCKETS))
+    figures = {
+        "capture": (captured.seconds, "s", f"capturing all pieces for buckets {buckets}; compiling not counted"),
+        "graph_pool": (captured.pool_bytes, "bytes", "the allocator's, one pool for all pieces and buckets"),
+        "graph_device": (
+            captured.device_bytes,
+            "bytes",
+            "device memory taken by capturing, the driver's graphs included",
+        ),
+        "graphs": (captured.count, "graphs", "pieces x buckets"),
+    }
+    kernels = count_kernels(run)
+    return figures | ({"kernels": (kernels, "kernels", "in the graphs and between them, a step")} if kernels else {})
 
 
 def build(inputs):
-    """The candidates."""
+    """Candidates, the one with most overlap first."""
     return {
-        "graphs of our kernels": lambda: build_own(inputs),
-        "graphs of torch.compile": lambda: build_graphs(inputs, compiled_calls(inputs), attend_torch),
-        "graphs of torch": lambda: build_graphs(inputs, pieces_of(decode_step, inputs["weights"]), attend_torch),
+        "fused, pdl, l2 prefetch": partial(fused, inputs, pdl=True, prefetch=True),
+        "fused, pdl": partial(fused, inputs, pdl=True, prefetch=False),
+        "fused": partial(fused, inputs, pdl=False, prefetch=False),
+        "inductor": partial(inductor, inputs),
+        "eager kernels": partial(eager, inputs),
     }
 
 
-def attend_torch(q_BHD, k_BSHD, v_BSHD, length, attended_BE):
-    """SDPA over the cache, into the buffer that the next graph reads."""
-    attended_BE.copy_(decode_step.attend(q_BHD, k_BSHD, v_BSHD, length))
+def captured_step(inputs, held, pieces_of, buckets, attention):
+    """run(): embeddings into the static rows, then piece, attention, piece, ... of the batch's bucket.
 
+    attention(): untimed set-up after the capture, returns a call that takes the number of a layer.
+    """
+    from serveproof.ops.piece_capture import capture
 
-def build_own(inputs):
-    """Pieces of our Triton kernels; attention too, over the cache as pages of one sequence each."""
-    if importlib.util.find_spec("triton") is None:
-        raise NotImplementedError("triton is not installed: it comes with torch for CUDA")
-    from serveproof.ops import gemv, paged_decode
-
-    B, device = inputs["h_BE"].shape[0], inputs["h_BE"].device
-    lengths_B = torch.full((B,), inputs["context"] + 1, device=device)
-    table_BP = torch.arange(B, dtype=torch.int32, device=device)[:, None]
-    q_heads, D = inputs["weights"].q_heads, inputs["k_LBSHD"].shape[-1]
-    plan = paged_decode.plan_for_lengths(lengths_B, q_heads, D, paged_decode.ONE_CHUNK)
-
-    def attend(q_BHD, k_BSHD, v_BSHD, length, attended_BE):
-        paged_decode.paged_decode(
-            q_BHD, k_BSHD, v_BSHD, table_BP, lengths_B, plan, out_BHD=attended_BE.view(q_BHD.shape)
-        )
-
-    return build_graphs(inputs, pieces_of(gemv, inputs["weights"]), attend)
-
-
-def compiled_calls(inputs):
-    """Pieces by torch.compile; all but the first and last have the same code and shapes, yet weights of their own."""
-    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
-    return [torch.compile(call, dynamic=False) for call in pieces_of(decode_step, inputs["weights"])]
-
-
-def build_graphs(inputs, calls, attend):
-    """Capture every bucket into one pool; run replays the pieces of the batch's bucket, attention between them."""
-    batch = inputs["h_BE"].shape[0]
-    pool = torch.cuda.graph_pool_handle()
-    started = time.perf_counter()
-    before_bytes = torch.cuda.memory_reserved()
-    buckets = sorted({min(bucket, batch) for bucket in inputs["buckets"]} | {batch}, reverse=True)
-    kept = {bucket: capture_bucket(calls, inputs, bucket, pool) for bucket in buckets}
-    torch.cuda.synchronize()
-    capture_s = time.perf_counter() - started
-    pool_bytes = torch.cuda.memory_reserved() - before_bytes
-    captured, logits_BV = kept[bucket_of(batch, buckets)]
-    caches = list(zip(inputs["k_LBSHD"], inputs["v_LBSHD"], strict=True))
-    length = inputs["context"] + 1
+    captured = capture(pieces_of, buckets)
+    attend = attention()
+    B = inputs["x_BE"].shape[0]
+    x_BE, logits_BV = held["x_BE"][:B], held["logits_BV"][:B]
+    first, *others = (graph.replay for graph in captured.graphs[bucket_of(B, buckets)])
 
     def run():
-        for number, (graph, q_BHD, attended_BE) in enumerate(captured):
-            graph.replay()
-            if q_BHD is not None:
-                attend(q_BHD, *caches[number], length, attended_BE)
+        attend_layer = attend()
+        x_BE.copy_(inputs["x_BE"])
+        first()
+        for layer, replay in enumerate(others):
+            attend_layer(layer)
+            replay()
         return logits_BV
 
-    run.plan = f"{len(captured) * len(kept)} graphs captured outside the timed region"
-    figures = {
-        "graphs": (len(captured) * len(kept), "graphs", f"{len(captured)} pieces for each of buckets {buckets}"),
-        "capture_time": (capture_s, "s", "all graphs, their warm-up calls and compilation that was not cached"),
-        "graph_memory": (pool_bytes, "bytes", "reserved while capturing: the shared pool"),
-    }
-    run.observed = lambda: figures
-    run.kept = kept
+    run.captured, run.keep = captured, held
+    run.plan = (
+        f"{captured.count} graphs for buckets {', '.join(map(str, sorted(captured.graphs)))} captured before; positions "
+        f"and cache slots in device memory, lengths known to the host, as a scheduler leaves them before a step"
+    )
     return run
+
+
+def triton_attention(inputs, held, prefetch):
+    """One launch a layer of the split attention kernel, on the stream that is current when the step runs."""
+    from serveproof.ops import gemv_pieces, split_attention
+
+    B = inputs["x_BE"].shape[0]
+    calls = split_attention.prepare(
+        held["q_BHD"][:B], inputs["k_cache_LNKD"], inputs["v_cache_LNKD"], inputs["lengths_B"], inputs["context"],
+        held["attention_BHD"][:B], SPLITS_ONE_ROW if B == 1 else SPLITS_MORE_ROWS, ATTENTION_BLOCK, ATTENTION_WARPS,
+        ATTENTION_STAGES, inputs["gate_up_LFE"] if prefetch else None, gemv_pieces.GATE_UP_PREFETCH_BYTES,
+    )  # fmt: skip
+
+    def attend():
+        stream = torch.cuda.current_stream().cuda_stream if inputs["x_BE"].is_cuda else 0
+        return lambda layer: calls[layer](stream)
+
+    return attend
+
+
+def torch_attention(inputs, held):
+    """SDPA a layer."""
+    calls = sdpa_attention(inputs, held)
+    return lambda: lambda layer: calls[layer]()
+
+
+def fused(inputs, pdl, prefetch):
+    """Graphs of serveproof.ops.gemv's kernels, all buckets."""
+    from serveproof.ops import gemv, gemv_pieces
+
+    if (pdl or prefetch) and not gemv.is_cuda_90(inputs["x_BE"]):
+        raise NotImplementedError("programmatic dependent launch and bulk prefetch need compute capability 9.0")
+    held = buffers(inputs, max(BUCKETS))
+    choice = gemv_pieces.Choice(pdl=pdl, prefetch=prefetch)
+    return captured_step(
+        inputs, held, lambda rows: gemv_pieces.pieces(inputs, held, rows, choice), BUCKETS,
+        partial(triton_attention, inputs, held, prefetch),
+    )  # fmt: skip
+
+
+def inductor(inputs):
+    """Graphs of pieces that Inductor compiled, for the batch's bucket alone: compiling each takes tens of seconds.
+
+    With coordinate descent tuning Inductor turns a product of one row into a reduction (torch/_inductor/decomposition.py,
+    mm), which it can fuse with what stands around it.
+    """
+    bucket = bucket_of(inputs["x_BE"].shape[0], BUCKETS)
+    held = buffers(inputs, bucket)
+    compiler = partial(torch.compile, dynamic=False, fullgraph=True, options={"coordinate_descent_tuning": bucket == 1})
+    return captured_step(
+        inputs, held, lambda rows: torch_pieces(inputs, held, rows, compiler), (bucket,),
+        partial(triton_attention, inputs, held, False),
+    )  # fmt: skip
+
+
+def eager(inputs):
+    """Graphs of the eager kernels, all buckets, and SDPA between them."""
+    held = buffers(inputs, max(BUCKETS))
+    return captured_step(
+        inputs, held, lambda rows: torch_pieces(inputs, held, rows, None), BUCKETS,
+        partial(torch_attention, inputs, held),
+    )  # fmt: skip

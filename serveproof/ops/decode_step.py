@@ -1,132 +1,155 @@
-"""One decode step of a Llama-shaped model in its parts, as plain torch: what is dense, and the attention between.
+"""The pieces of one decode step of a Llama-shaped model, in plain torch: what lies between two attentions.
 
-RMSNorm, rotary positions (rotate-half, as Hugging Face's Llama), GQA, SwiGLU, head tied to nothing. Each part is a
-function of tensors, so that it can be launched as it is, compiled, or captured.
+Shape suffixes: B batch rows, E hidden, H query heads, K key/value heads, D head_dim, R = D / 2, F columns of a
+projection, L layers, N slots of the KV cache, P positions, V vocabulary. The cache is flat, (N, K, D) a layer: row b of
+the batch owns the slots b * context to (b + 1) * context - 1; the last slot is scratch, where padding rows write.
+
+RMSNorm: Zhang and Sennrich, arXiv 1910.07467. RoPE, halves paired: Su et al., arXiv 2104.09864. SwiGLU: Shazeer,
+arXiv 2002.05202.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-WEIGHT_SEED = 7
-EPSILON = 1e-5
-
-
-@dataclass
-class Layer:
-    """Weights as Linear stores them: qkv ((QH + 2 KVH) D, E), out (E, QH D), gate_up (2 F, E), down (E, F)."""
-
-    norm_E: torch.Tensor
-    qkv: torch.Tensor
-    out: torch.Tensor
-    mlp_norm_E: torch.Tensor
-    gate_up: torch.Tensor
-    down: torch.Tensor
+Inputs = dict[str, Any]
+Call = Callable[[], Any]
+EPS = 1e-5  # of RMSNorm, as in Llama 3.2
 
 
-@dataclass
-class Weights:
-    """A model's weights from one fixed seed, and its tables of rotary angles (positions, D / 2)."""
-
-    layers: list[Layer]
-    norm_E: torch.Tensor
-    head: torch.Tensor
-    cos: torch.Tensor
-    sin: torch.Tensor
-    q_heads: int
-    kv_heads: int
-
-    @property
-    def streamed_bytes(self) -> int:
-        """Bytes that a step must read."""
-        per_layer = [sum(t.nbytes for t in vars(layer).values()) for layer in self.layers]
-        return sum(per_layer) + self.head.nbytes + self.norm_E.nbytes
+def bucket_of(batch: int, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds `batch` rows; ValueError when none does."""
+    fitting = [bucket for bucket in buckets if bucket >= batch]
+    if batch < 1 or not fitting:
+        raise ValueError(f"batch {batch} fits no bucket of {sorted(buckets)}")
+    return min(fitting)
 
 
-def weight_count(axes: dict[str, Any]) -> int:
-    """Numbers that a step reads of the weights."""
-    E, D, FFN = axes["hidden"], axes["head_dim"], axes["ffn"]
-    qkv, out = (axes["q_heads"] + 2 * axes["kv_heads"]) * D * E, axes["q_heads"] * D * E
-    return int(axes["layers"] * (qkv + out + 3 * E * FFN + 2 * E) + axes["vocab"] * E + E)
+def rope(x_BHD: Tensor, cos_B1R: Tensor, sin_B1R: Tensor) -> Tensor:
+    """Rotate every head by its row's position; the halves of a head are the pairs."""
+    low, high = x_BHD.chunk(2, dim=-1)
+    return torch.cat((low * cos_B1R - high * sin_B1R, high * cos_B1R + low * sin_B1R), dim=-1)
 
 
-def make_weights(axes: dict[str, Any], device: str, dtype: torch.dtype) -> Weights:
-    """Weights for the axes layers, hidden, q_heads, kv_heads, head_dim, ffn, vocab, context."""
-    generator = torch.Generator(device=device).manual_seed(WEIGHT_SEED)
-    E, D, FFN = axes["hidden"], axes["head_dim"], axes["ffn"]
+def norm_qkv_rope_write(
+    x_BE: Tensor,
+    norm_E: Tensor,
+    wqkv_FE: Tensor,
+    cos_B1R: Tensor,
+    sin_B1R: Tensor,
+    slots_B: Tensor,
+    k_NKD: Tensor,
+    v_NKD: Tensor,
+    q_BHD: Tensor,
+) -> None:
+    """RMSNorm, the fused projection, RoPE; q into its buffer, k and v into their slots of the layer's cache."""
+    B, H, D = q_BHD.shape
+    K = k_NKD.shape[1]
+    qkv_BGD = F.linear(F.rms_norm(x_BE, (x_BE.shape[1],), norm_E, EPS), wqkv_FE).view(B, H + 2 * K, D)
+    turned_BGD = rope(qkv_BGD[:, : H + K], cos_B1R, sin_B1R)
+    q_BHD.copy_(turned_BGD[:, :H])
+    k_NKD.index_copy_(0, slots_B, turned_BGD[:, H:])
+    v_NKD.index_copy_(0, slots_B, qkv_BGD[:, H + K :])
 
-    def normal(rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator, device=device, dtype=dtype) * columns**-0.5
 
-    def around_one() -> torch.Tensor:
-        return (1 + 0.1 * torch.randn(E, generator=generator, device=device)).to(dtype)
+def output_and_mlp(
+    attention_BF: Tensor, x_BE: Tensor, wo_EF: Tensor, norm_E: Tensor, gate_up_FE: Tensor, down_EF: Tensor
+) -> None:
+    """x += o_proj(attention); x += down(silu(gate) * up) of the norm of x. In place, so the address of x stays."""
+    x_BE.addmm_(attention_BF, wo_EF.t())
+    gate_BF, up_BF = F.linear(F.rms_norm(x_BE, (x_BE.shape[1],), norm_E, EPS), gate_up_FE).chunk(2, dim=-1)
+    x_BE.addmm_(F.silu(gate_BF) * up_BF, down_EF.t())
 
-    layers = [
-        Layer(
-            around_one(),
-            normal((axes["q_heads"] + 2 * axes["kv_heads"]) * D, E),
-            normal(E, axes["q_heads"] * D),
-            around_one(),
-            normal(2 * FFN, E),
-            normal(E, FFN),
+
+def norm_head(x_BE: Tensor, norm_E: Tensor, head_VE: Tensor, logits_BV: Tensor) -> None:
+    """Final RMSNorm and the tied head into `logits`."""
+    torch.mm(F.rms_norm(x_BE, (x_BE.shape[1],), norm_E, EPS), head_VE.t(), out=logits_BV)
+
+
+def buffers(inputs: Inputs, rows: int) -> dict[str, Tensor]:
+    """Static buffers for up to `rows` rows, each a storage of its own: residual, q, attention's output, logits."""
+    x_BE = inputs["x_BE"]
+    H, D = inputs["q_heads"], inputs["k_cache_LNKD"].shape[3]
+    shapes = {
+        "x_BE": (rows, x_BE.shape[1]),
+        "q_BHD": (rows, H, D),
+        "attention_BHD": (rows, H, D),
+        "logits_BV": (rows, inputs["embed_VE"].shape[0]),
+    }
+    return {name: x_BE.new_zeros(shape) for name, shape in shapes.items()}
+
+
+def positions_and_slots(inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:
+    """(positions, cache slots) of the tokens of this step, int64 (rows,); padding rows: position 0, the scratch slot."""
+    lengths_B = inputs["lengths_B"]
+    B, N = len(lengths_B), inputs["k_cache_LNKD"].shape[1]
+    own_B = torch.arange(B, device=lengths_B.device) * inputs["context"] + lengths_B
+    return F.pad(lengths_B, (0, rows - B)), F.pad(own_B, (0, rows - B), value=N - 1)
+
+
+def torch_pieces(inputs: Inputs, held: dict[str, Tensor], rows: int, compiler: Callable[..., Any] | None) -> list[Call]:
+    """The L + 1 pieces for `rows` rows: before the first attention, between each two, after the last.
+
+    `compiler` is applied to the three functions above (torch.compile), or None for eager.
+    """
+    wrap = compiler or (lambda function: function)
+    project, mix, head = wrap(norm_qkv_rope_write), wrap(output_and_mlp), wrap(norm_head)
+    x_BE, q_BHD, logits_BV = (held[name][:rows] for name in ("x_BE", "q_BHD", "logits_BV"))
+    attention_BF = held["attention_BHD"][:rows].flatten(1)
+    positions_B, slots_B = positions_and_slots(inputs, rows)
+    cos_B1R, sin_B1R = (inputs[name][positions_B][:, None].to(x_BE.dtype) for name in ("cos_PR", "sin_PR"))
+    layers = inputs["wqkv_LFE"].shape[0]
+
+    def before(layer: int) -> None:
+        project(
+            x_BE, inputs["norm1_LE"][layer], inputs["wqkv_LFE"][layer], cos_B1R, sin_B1R, slots_B,
+            inputs["k_cache_LNKD"][layer], inputs["v_cache_LNKD"][layer], q_BHD,
+        )  # fmt: skip
+
+    def after(layer: int) -> None:
+        names = ("wo_LEF", "norm2_LE", "gate_up_LFE", "down_LEF")
+        mix(attention_BF, x_BE, *(inputs[name][layer] for name in names))
+
+    def piece(number: int) -> Call:
+        def call() -> None:
+            if number > 0:
+                after(number - 1)
+            if number < layers:
+                before(number)
+            else:
+                head(x_BE, inputs["norm_E"], inputs["embed_VE"], logits_BV)
+
+        return call
+
+    return [piece(number) for number in range(layers + 1)]
+
+
+def sdpa_attention(inputs: Inputs, held: dict[str, Tensor]) -> list[Call]:
+    """Per layer a call: SDPA of q over the cached tokens and the new one, into the attention buffer.
+
+    Rows of unequal length are padded to the longest and masked; the lengths are the scheduler's, known to the host.
+    """
+    lengths_B = inputs["lengths_B"]
+    B, context, longest = len(lengths_B), inputs["context"], int(lengths_B.max()) + 1
+    mask_B11S = None
+    if int(lengths_B.min()) + 1 < longest:
+        mask_B11S = (torch.arange(longest, device=lengths_B.device)[None] <= lengths_B[:, None])[:, None, None, :]
+    q_BH1D, out_BH1D = held["q_BHD"][:B, :, None], held["attention_BHD"][:B, :, None]
+
+    def layer_call(layer: int) -> Call:
+        k_BKSD, v_BKSD = (
+            inputs[name][layer, : B * context].view(B, context, *inputs[name].shape[2:])[:, :longest].transpose(1, 2)
+            for name in ("k_cache_LNKD", "v_cache_LNKD")
         )
-        for _ in range(axes["layers"])
-    ]
-    angles = torch.arange(axes["context"] + 1)[:, None] * 10000.0 ** (-torch.arange(0, D, 2) / D)
-    cos, sin = angles.cos().to(device), angles.sin().to(device)
-    return Weights(layers, around_one(), normal(axes["vocab"], E), cos, sin, axes["q_heads"], axes["kv_heads"])
 
+        def call() -> None:
+            out_BH1D.copy_(F.scaled_dot_product_attention(q_BH1D, k_BKSD, v_BKSD, attn_mask=mask_B11S, enable_gqa=True))
 
-def rms_norm(x_BE: torch.Tensor, norm_E: torch.Tensor) -> torch.Tensor:
-    """RMSNorm, in float32, back to x's dtype."""
-    return F.rms_norm(x_BE, x_BE.shape[-1:], norm_E, EPSILON)
+        return call
 
-
-def qkv(
-    h_BE: torch.Tensor,
-    layer: Layer,
-    weights: Weights,
-    position_1: torch.Tensor,
-    k_BSHD: torch.Tensor,
-    v_BSHD: torch.Tensor,
-) -> torch.Tensor:
-    """Rotated q (B, QH, D); the new token's k and v go into the cache at the position, a tensor of one int64."""
-    D = k_BSHD.shape[-1]
-    both_BHD = F.linear(rms_norm(h_BE, layer.norm_E), layer.qkv).view(len(h_BE), -1, D)
-    QH, KVH = weights.q_heads, weights.kv_heads
-    rotated_BHD = rotate(both_BHD[:, : QH + KVH], weights.cos[position_1], weights.sin[position_1])
-    k_BSHD.index_copy_(1, position_1, rotated_BHD[:, QH:, :][:, None])
-    v_BSHD.index_copy_(1, position_1, both_BHD[:, QH + KVH :][:, None])
-    return rotated_BHD[:, :QH]
-
-
-def rotate(x_BHD: torch.Tensor, cos_1C: torch.Tensor, sin_1C: torch.Tensor) -> torch.Tensor:
-    """Rotary positions: pairs are (i, i + D / 2)."""
-    low, high = x_BHD.float().chunk(2, dim=-1)
-    return torch.cat([low * cos_1C - high * sin_1C, high * cos_1C + low * sin_1C], dim=-1).to(x_BHD.dtype)
-
-
-def attend(q_BHD: torch.Tensor, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor, length: int) -> torch.Tensor:
-    """Attention of one new token over the first `length` cached ones, as (B, QH D)."""
-    k_BHSD, v_BHSD = k_BSHD[:, :length].transpose(1, 2), v_BSHD[:, :length].transpose(1, 2)
-    return F.scaled_dot_product_attention(q_BHD[:, :, None], k_BHSD, v_BHSD, enable_gqa=True).flatten(1)
-
-
-def out(attended_BE: torch.Tensor, h_BE: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """Output projection and residual."""
-    return h_BE + F.linear(attended_BE, layer.out)
-
-
-def mlp(h_BE: torch.Tensor, layer: Layer) -> torch.Tensor:
-    """SwiGLU and residual."""
-    gate_BF, up_BF = F.linear(rms_norm(h_BE, layer.mlp_norm_E), layer.gate_up).chunk(2, dim=-1)
-    return h_BE + F.linear(F.silu(gate_BF) * up_BF, layer.down)
-
-
-def head(h_BE: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """Logits (B, V)."""
-    return F.linear(rms_norm(h_BE, weights.norm_E), weights.head)
+    return [layer_call(layer) for layer in range(inputs["k_cache_LNKD"].shape[0])]
