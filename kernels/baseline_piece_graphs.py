@@ -3,9 +3,9 @@
 Good eager code: fused QKV and gate-up weights, PyTorch's fused RMSNorm, SDPA over the KV cache. What is left is the
 host: it launches some 300 kernels a step, each a few microseconds of Python and driver, while the GPU waits.
 
-axes: batch, layers, hidden, q_heads, kv_heads, head_dim, ffn, vocab, context (slots a sequence), dtype. Weights come from
-a fixed seed, as a server's don't change; embeddings of the step's tokens and the KV cache come from the seed. Lengths
-are ragged, from context / 2 to context - 1 cached tokens, the same for every seed; the step adds one token a row.
+axes: batch, layers, hidden, q_heads, kv_heads, head_dim, ffn, vocab, context (slots a sequence), dtype. Weights come
+from a fixed seed, as a server's don't change; embeddings of the step's tokens and the KV cache come from the seed.
+Lengths are ragged, from context / 2 to context - 1 cached tokens, the same for every seed; the step adds one token a row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 from serveproof.ops.decode_step import EPS, rope
 
-CLOCK = "host"
 WEIGHT_SEED = 20260315
 ROPE_THETA = 500_000.0
 
@@ -68,7 +67,7 @@ def make_inputs(axes, device, seed):
 def reference(inputs):
     """Logits (B, V) of the same step in float64 on a CPU, float32 on CUDA, one layer's weights widened at a time.
 
-    Row by row, over the cached tokens and the new one's own key and value: what sits in the new token's slot is not read.
+    Row by row, over the cached tokens and the new one's own key and value: the new token's slot is not read.
     """
     wide = torch.float32 if inputs["x_BE"].is_cuda else torch.float64
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -103,7 +102,7 @@ def reference(inputs):
 
 
 def work(axes):
-    """Every weight read once a step, whatever the batch; keys and values of the cached tokens read, of the new written."""
+    """Every weight read once a step, whatever the batch; keys and values of cached tokens read, of the new written."""
     itemsize = getattr(torch, axes["dtype"]).itemsize
     B, H, K, D = axes["batch"], axes["q_heads"], axes["kv_heads"], axes["head_dim"]
     matrices = sum(torch.Size(shape).numel() for shape, _ in weight_shapes(axes).values())

@@ -25,7 +25,7 @@ def weight_shapes(axes):
 
 
 def make_inputs(axes, device, seed):
-    """x_BSE standard normal (seed); w_* (L, out, in) of variance 1 / in, norm weights near 1 (fixed seed); RoPE tables."""
+    """x_BSE standard normal (seed); w_* (L, out, in) of variance 1 / in, norm weights near 1 (fixed seed); RoPE."""
     expected = ("rmsnorm", "silu") if "q_heads" in axes else ("layernorm", "gelu")
     if (axes["norm"], axes["activation"]) != expected:
         raise ValueError(f"norm and activation are {axes['norm']}, {axes['activation']}; this block has {expected}")

@@ -1,8 +1,8 @@
 """One decode step as piecewise CUDA graphs: what lies between attentions is replayed, attention is launched between.
 
-A graph replays its kernels without the host, but fixes their shapes. Attention's change with the sequences' lengths from
-step to step; the rest depends on the batch alone. So the dense parts (o_proj, residual, norm, gate and up, SiLU, down,
-residual, norm, QKV, RoPE, cache write) are captured once a batch bucket, and attention stays outside: vLLM's piecewise
+A graph replays its kernels without the host, but fixes their shapes. Attention's change with the sequences' lengths
+from step to step; the rest depends on the batch alone. So the dense parts (o_proj, residual, norm, gate and up, SiLU,
+down, residual, norm, QKV, RoPE, cache write) are captured once a batch bucket, and attention stays outside: vLLM's piecewise
 CUDA graphs ('torch.compile integration', vLLM's design documents). All graphs share one memory pool and static buffers.
 
 A graph removes the host's time, not the kernels'. So beside the eager kernels the candidates capture pieces compiled by
@@ -43,7 +43,7 @@ def metrics(inputs):
         "graph_device": (
             captured.device_bytes,
             "bytes",
-            "device memory taken by capturing, the driver's graphs included",
+            "taken on the device by capturing, the driver's own included",
         ),
         "graphs": (captured.count, "graphs", "pieces x buckets"),
     }
@@ -133,8 +133,8 @@ def fused(inputs, pdl, prefetch):
 def inductor(inputs):
     """Graphs of pieces that Inductor compiled, for the batch's bucket alone: compiling each takes tens of seconds.
 
-    With coordinate descent tuning Inductor turns a product of one row into a reduction (torch/_inductor/decomposition.py,
-    mm), which it can fuse with what stands around it.
+    With coordinate descent tuning Inductor turns a product of one row into a reduction, which it can
+    fuse with what stands around it (torch/_inductor/decomposition.py, mm).
     """
     bucket = bucket_of(inputs["x_BE"].shape[0], BUCKETS)
     held = buffers(inputs, bucket)

@@ -31,6 +31,15 @@ class MlpBlock(nn.Module):
 class LlamaBlock(nn.Module):
     """Attention and SwiGLU with fused qkv and gate-up weights; cos and sin (S, D / 2) are the stack's."""
 
+    qkv: Tensor
+    out: Tensor
+    gate_up: Tensor
+    down: Tensor
+    norm1: Tensor
+    norm2: Tensor
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, weights: dict[str, Tensor], heads: int, kv_heads: int, cos_SR: Tensor, sin_SR: Tensor) -> None:
         super().__init__()
         for name, weight in weights.items():

@@ -36,8 +36,8 @@ def starts_s(make: Make) -> tuple[float, float, int]:
     """(cold start, warm start, graphs that the cold start compiled).
 
     Cold: an empty cache folder for Inductor, its graph cache and Triton, none of this process's compiled code. Warm: the
-    folder that the cold start filled, the process's own code forgotten again. The compiler is brought up before, on a
-    function of another kind: its imports and worker processes are no part of either.
+    folder that the cold start filled, the process's own code forgotten again. The compiler is brought up before, on
+    a function of another kind: its imports and worker processes are no part of either.
     """
     with torch._inductor.utils.fresh_cache():
         torch._dynamo.reset()
@@ -73,8 +73,16 @@ def figures(inputs: dict[str, Any], make: Make) -> dict[str, tuple[float, str, s
     """The metrics of one side."""
     cold_s, warm_s, graphs = starts_s(make)
     return {
-        "cold_start": (cold_s, "s", "empty compile cache: build, compile and first call; the compiler already loaded"),
-        "warm_start": (warm_s, "s", "the same with the cache that the cold start filled, as a restarted server has it"),
+        "cold_start_s": (
+            cold_s,
+            "s",
+            "empty compile cache: build, compile and first call; the compiler already loaded",
+        ),
+        "warm_start_s": (
+            warm_s,
+            "s",
+            "the same with the cache that the cold start filled, as a restarted server has it",
+        ),
         "compiled_graphs": (graphs, "graphs", "that Dynamo compiled in the cold start"),
-        "eager": (eager_ms(inputs), "ms", "the same stack uncompiled, host's clock, median of 11"),
+        "eager_ms": (eager_ms(inputs), "ms", "the same stack uncompiled, host's clock, median of 11"),
     }

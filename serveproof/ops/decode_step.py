@@ -85,7 +85,7 @@ def buffers(inputs: Inputs, rows: int) -> dict[str, Tensor]:
 
 
 def positions_and_slots(inputs: Inputs, rows: int) -> tuple[Tensor, Tensor]:
-    """(positions, cache slots) of the tokens of this step, int64 (rows,); padding rows: position 0, the scratch slot."""
+    """(positions, cache slots) of the tokens of this step, int64 (rows,); padding: position 0, scratch slot."""
     lengths_B = inputs["lengths_B"]
     B, N = len(lengths_B), inputs["k_cache_LNKD"].shape[1]
     own_B = torch.arange(B, device=lengths_B.device) * inputs["context"] + lengths_B

@@ -39,7 +39,7 @@ class Config:
 
 @triton.jit
 def prefetch_l2(ptr, program, LANES: tl.constexpr, CHUNK: tl.constexpr):
-    """Ask for LANES chunks of CHUNK bytes to be brought into L2 and don't wait (PTX cp.async.bulk.prefetch.L2, sm_90)."""
+    """Ask for LANES chunks of CHUNK bytes to be brought into L2; don't wait (PTX cp.async.bulk.prefetch.L2, sm_90)."""
     lanes = program.to(tl.int64) * LANES + tl.arange(0, LANES)
     address = ptr.to(tl.int64) + lanes * CHUNK
     tl.inline_asm_elementwise(

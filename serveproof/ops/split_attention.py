@@ -101,7 +101,7 @@ def prepare(
 
     A launch through Triton's front end takes the host longer than the kernel takes the GPU. The compiled kernel is
     the same for every layer (one alignment, one set of constants), so later launches hand it its arguments directly,
-    pointers as integers. The tensors must outlive the calls; each call holds them.
+    pointers as integers. The tensors must outlive the calls; each call holds its own.
     """
     rows, heads, depth = q_BHD.shape
     layers, _, kv_heads, _ = k_LNKD.shape
@@ -125,7 +125,7 @@ def prepare(
         )
 
     if not q_BHD.is_cuda:  # the interpreter: nothing is compiled
-        return [lambda stream, layer=layer: launch(layer) for layer in range(layers)]  # type: ignore[misc]
+        return [lambda _stream, layer=layer: launch(layer) for layer in range(layers)]  # type: ignore[misc]
     compiled = launch(0)
     runner = compiled[grid]  # type: ignore[index]
 
@@ -133,9 +133,10 @@ def prepare(
         held = tensors(layer)
         arguments = (*(tensor.data_ptr() for tensor in held), context, scale_log2, *constants)
 
-        def call(stream: int, held: tuple[Tensor, ...] = held) -> None:
+        def call(stream: int) -> None:
             runner(*arguments, stream=stream)
 
+        call.held = held  # type: ignore[attr-defined]  # the addresses must stay theirs
         return call
 
     return [direct(layer) for layer in range(layers)]
