@@ -5,7 +5,7 @@ host: it launches some 300 kernels a step, each a few microseconds of Python and
 
 axes: batch, layers, hidden, q_heads, kv_heads, head_dim, ffn, vocab, context (slots a sequence), dtype. Weights come
 from a fixed seed, as a server's don't change; embeddings of the step's tokens and the KV cache come from the seed.
-Lengths are ragged, from context / 2 to context - 1 cached tokens, the same for every seed; the step adds one token a row.
+Lengths are ragged, from context / 2 to context - 1 cached tokens, the same for every seed; a step adds one token.
 """
 
 from __future__ import annotations

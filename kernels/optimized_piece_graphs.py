@@ -2,8 +2,9 @@
 
 A graph replays its kernels without the host, but fixes their shapes. Attention's change with the sequences' lengths
 from step to step; the rest depends on the batch alone. So the dense parts (o_proj, residual, norm, gate and up, SiLU,
-down, residual, norm, QKV, RoPE, cache write) are captured once a batch bucket, and attention stays outside: vLLM's piecewise
-CUDA graphs ('torch.compile integration', vLLM's design documents). All graphs share one memory pool and static buffers.
+down, residual, norm, QKV, RoPE, cache write) are captured once a batch bucket, and attention stays outside: vLLM's
+piecewise CUDA graphs ('torch.compile integration', vLLM's design documents). All graphs share one memory pool and
+static buffers.
 
 A graph removes the host's time, not the kernels'. So beside the eager kernels the candidates capture pieces compiled by
 Inductor, and four fused kernels of our own, with and without programmatic dependent launch and L2 prefetch: after
@@ -86,8 +87,8 @@ def captured_step(inputs, held, pieces_of, buckets, attention):
 
     run.captured, run.keep = captured, held
     run.plan = (
-        f"{captured.count} graphs for buckets {', '.join(map(str, sorted(captured.graphs)))} captured before; positions "
-        f"and cache slots in device memory, lengths known to the host, as a scheduler leaves them before a step"
+        f"{captured.count} graphs for buckets {', '.join(map(str, sorted(captured.graphs)))} captured before; "
+        f"positions and cache slots in device memory, lengths known to the host, as a scheduler leaves them"
     )
     return run
 

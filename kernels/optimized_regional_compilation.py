@@ -1,9 +1,10 @@
 """One compiled block, reused by every layer: torch.compile on the repeated module instead of the whole model.
 
 Compiling a whole model traces, lowers and generates code for every layer, though the layers are equal. Regional
-compilation compiles the block once (layer.compile() on each; the second layer finds the first's code, for parameters
+compilation compiles the block once (block.compile() on each; the second layer finds the first's code, for parameters
 are inputs of the compiled code), so a cold start costs one layer's compilation: PyTorch's recipe 'Reducing
-torch.compile cold start compilation time with regional compilation'. It moves the start, not the step: the step's time should stay.
+torch.compile cold start compilation time with regional compilation'. It moves the start, not the step: the step's time
+should stay.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ def first_result_s(make: Make) -> float:
 def starts_s(make: Make) -> tuple[float, float, int]:
     """(cold start, warm start, graphs that the cold start compiled).
 
-    Cold: an empty cache folder for Inductor, its graph cache and Triton, none of this process's compiled code. Warm: the
-    folder that the cold start filled, the process's own code forgotten again. The compiler is brought up before, on
-    a function of another kind: its imports and worker processes are no part of either.
+    Cold: an empty cache folder for Inductor, its graph cache and Triton, none of this process's compiled code. Warm:
+    the folder that the cold start filled, the process's own code forgotten again. The compiler is brought up before,
+    on a function of another kind: its imports and workers are no part of either.
     """
     with torch._inductor.utils.fresh_cache():
         torch._dynamo.reset()

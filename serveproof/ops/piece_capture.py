@@ -16,7 +16,7 @@ Call = Callable[[], Any]
 class Captured:
     """The graphs by bucket, their pool, and what capturing them took."""
 
-    pool: tuple[int, int]
+    pool: Any
     graphs: dict[int, list[torch.cuda.CUDAGraph]] = field(default_factory=dict)
     seconds: float = 0.0
     device_bytes: int = 0

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # Dynamo imports triton; other tests interpret its kernels
+
 import pytest
 import torch
 import torch._dynamo
@@ -29,11 +33,8 @@ TOLERANCE_EPS = 32
 @pytest.fixture
 def eager_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamo's tracing and guards without a C++ compiler behind them."""
-    compile_, block_compile = torch.compile, torch.nn.Module.compile
-    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_(model, backend="eager", **options))
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda self, **options: block_compile(self, backend="eager", **options)
-    )
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_(model, **options | {"backend": "eager"}))
     torch._dynamo.reset()
     counters.clear()
 
