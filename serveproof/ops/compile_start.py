@@ -39,11 +39,9 @@ def starts_s(make: Make) -> tuple[float, float, int]:
     the folder that the cold start filled, the process's own code forgotten again. The compiler is brought up before,
     on a function of another kind: its imports and workers are no part of either.
     """
-    with torch._inductor.utils.fresh_cache():
-        torch._dynamo.reset()
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.compile(lambda x: x.sin().cumsum(0))(torch.ones(64, device=device))
-        synchronise()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.compile(lambda x: x.sin().cumsum(0))(torch.ones(64, device=device))
+    synchronise()
     with torch._inductor.utils.fresh_cache():
         torch._dynamo.reset()
         counters.clear()
