@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from serveproof.ops.blocks import EPS, make_stack
 
+PROBE = "alone"  # its metrics are times
 WEIGHT_SEED = 20260315
 ROPE_THETA = 500_000.0
 

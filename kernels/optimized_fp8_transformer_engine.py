@@ -1,7 +1,7 @@
 """The same Linear layer in float8 (e4m3): weights cast once, activations cast as they come.
 
 Candidates: NVIDIA Transformer Engine's recipes (delayed, current and block scaling), and torch's scaled product with a
-scale a row behind one fused cast (serveproof/ops/quantize.py), each as calls and as one CUDA graph. FP8 formats:
+scale a row behind one fused cast (serveproof/ops/quantize.py), as calls and as one CUDA graph. FP8 formats:
 Micikevicius et al., arXiv 2209.05433.
 """
 
@@ -32,10 +32,7 @@ def build(inputs):
         "scaled_mm row-wise": lambda: build_scaled(inputs),
         "scaled_mm row-wise, graph": lambda: captured(build_scaled(inputs)),
     }
-    for name in RECIPES:
-        candidates[f"te {name}"] = lambda name=name: build_te(inputs, name)
-        candidates[f"te {name}, graph"] = lambda name=name: captured(build_te(inputs, name))
-    return candidates
+    return candidates | {f"te {name}": (lambda name=name: build_te(inputs, name)) for name in RECIPES}
 
 
 def build_scaled(inputs):

@@ -22,8 +22,16 @@ class CuptiClock:
         self.spans: list[tuple[str, int, int]] = []
         self.kinds = (cupti.ActivityKind.CONCURRENT_KERNEL, cupti.ActivityKind.MEMCPY, cupti.ActivityKind.MEMSET)
         cupti.activity_register_callbacks(lambda: (BUFFER_BYTES, 0), self._completed)
+
+    def __enter__(self) -> CuptiClock:
+        """Record from here on: recording costs the host several times its usual enqueueing."""
         for kind in self.kinds:
-            cupti.activity_enable(kind)
+            self.cupti.activity_enable(kind)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for kind in self.kinds:
+            self.cupti.activity_disable(kind)
 
     def _completed(self, activities: list[Any]) -> None:
         for activity in activities:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from serveproof.bench import cupti_clock
 from serveproof.bench.cupti_clock import CuptiClock
+from serveproof.bench.host_sync import HostSync, no_host_sync
 from serveproof.bench.inputs import Refill
 from serveproof.hardware.clocks import slowdown_reasons
 from serveproof.pairs import Run
@@ -60,9 +62,9 @@ class Stopwatch:
 
     On a CPU: the host's clock. On a GPU, clock `device`: the device's own time. A spin before the first timed call
     keeps the GPU busy for longer than the host has needed to enqueue the calls, so that launch latency, which a served
-    step hides in CUDA graphs, isn't in it; the time is CUPTI's span where cupti-python is installed, else between
-    events. On a GPU, clock `host`: from the call to its synchronised end, launches included. A closure's `calls` (how
-    many calls of the thing one run() makes) divides its time.
+    step hides in CUDA graphs, isn't in it; the time is between events, or CUPTI's span once recording() has begun. On a
+    GPU, clock `host`: from the call to its synchronised end, launches included. A closure's `calls` (how many calls of
+    the thing one run() makes) divides its time.
     """
 
     def __init__(self, device: str, clock: str = "device", ranks: int = 1) -> None:
@@ -72,19 +74,29 @@ class Stopwatch:
         self.enqueue_s = 1e-4
         self.last_enqueue_ms: float | None = None
         self.cupti: CuptiClock | None = None
+        self.method = "cuda_events" if self.on_device else "host_clock"
         if device == "cuda":
             properties = torch.cuda.get_device_properties(torch.cuda.current_device())
             self.flush = torch.empty(2 * properties.L2_cache_size, dtype=torch.int8, device=device)
             self.clock_hz = 1e3 * getattr(properties, "clock_rate", 2e6)  # kHz; torch 2.11 may not tell
-            # Ranks wait for each other inside the graph that is timed: per-node records would slow it.
-            self.cupti = cupti_clock.clock() if self.on_device and ranks == 1 else None
             self.meeting = torch.zeros(1, device=device)
 
-    @property
-    def method(self) -> str:
-        if not self.on_device:
-            return "host_clock"
-        return "cuda_events" if self.cupti is None else "cupti"
+    @contextmanager
+    def recording(self, runs: Iterable[Run]) -> Iterator[None]:
+        """Inside, device times are CUPTI's where cupti-python is installed and every one of `runs` allows it.
+
+        A closure that waits for the GPU keeps to events: CUPTI makes launches several times as long, and behind each
+        wait that would be in its time. So do ranks, which wait for each other inside what is timed.
+        """
+        wanted = self.on_device and self.ranks == 1 and not any(map(waits_for_gpu, runs))
+        found = cupti_clock.clock() if wanted else None
+        if found is None:
+            yield
+            return
+        with found:
+            self.cupti, self.method = found, "cupti"
+            yield
+        self.cupti, self.method = None, "cuda_events"
 
     @property
     def l2_flush_bytes(self) -> int:
@@ -135,6 +147,16 @@ class Stopwatch:
         return start.elapsed_time(end), output
 
 
+def waits_for_gpu(run: Run) -> bool:
+    """Whether a call makes the host wait for the GPU (a copy to the host, a shape that depends on values)."""
+    try:
+        with no_host_sync(True):
+            run()
+    except HostSync:
+        return True
+    return False
+
+
 def take_turns(
     runs: dict[str, Run],
     refill: Refill,
@@ -151,42 +173,45 @@ def take_turns(
     output of the very calls that were timed while their inputs are still in place, and checking disturbs no sample.
     """
     device = watch.device
-    taken = Samples(l2_flush_bytes=watch.l2_flush_bytes, method=watch.method)
-    enqueues: dict[str, list[float]] = {side: [] for side in SIDES}
+    taken = Samples(l2_flush_bytes=watch.l2_flush_bytes)
     for side in SIDES:
+        enqueues = []
         fastest = math.inf
         for _ in range(max(1, warmup_rounds)):
             refill.next()
             fastest = min(fastest, watch.time_ms(runs[side], 1)[0])
+            enqueues.append(watch.last_enqueue_ms)
+        told = [took_ms for took_ms in enqueues[1:] or enqueues if took_ms is not None]
+        if told:
+            taken.enqueue_ms[side] = statistics.median(told)
         run_ms = fastest * getattr(runs[side], "calls", 1)
         taken.repeats[side] = 1 if device == "cuda" else max(1, math.ceil(MIN_SAMPLE_MS_CPU / run_ms))
-    for number in range(rounds + 1):
-        first, second = SIDES if number % 2 == 0 else SIDES[::-1]
-        slowed = set(slowdown_reasons()) if device == "cuda" else set()
-        this_round = []
-        for order, side in enumerate((first, second, second, first)):
-            if number < rounds:
-                refill.next()
+    with watch.recording(runs.values()):
+        taken.method = watch.method
+        for number in range(rounds + 1):
+            first, second = SIDES if number % 2 == 0 else SIDES[::-1]
+            slowed = set(slowdown_reasons()) if device == "cuda" else set()
+            this_round = []
+            for order, side in enumerate((first, second, second, first)):
+                if number < rounds:
+                    refill.next()
+                else:
+                    refill.fresh()
+                time_ms, output = watch.time_ms(runs[side], taken.repeats[side])
+                this_round.append(Sample(number, side, order, time_ms))
+                if number < rounds:
+                    for name, seen in getattr(runs[side], "observed", dict)().items():
+                        taken.observed.setdefault((side, name), []).append(seen)
+                if number == rounds and order >= 2:
+                    check_last(side, output)
+                del output
+            if device == "cuda":
+                slowed |= set(slowdown_reasons())
+            if number == rounds:
+                break
+            if slowed:
+                taken.discard_reasons.append(f"round {number}: {', '.join(sorted(slowed))}")
             else:
-                refill.fresh()
-            time_ms, output = watch.time_ms(runs[side], taken.repeats[side])
-            this_round.append(Sample(number, side, order, time_ms))
-            if watch.last_enqueue_ms is not None:
-                enqueues[side].append(watch.last_enqueue_ms)
-            if number < rounds:
-                for name, seen in getattr(runs[side], "observed", dict)().items():
-                    taken.observed.setdefault((side, name), []).append(seen)
-            if number == rounds and order >= 2:
-                check_last(side, output)
-            del output
-        if device == "cuda":
-            slowed |= set(slowdown_reasons())
-        if number == rounds:
-            break
-        if slowed:
-            taken.discard_reasons.append(f"round {number}: {', '.join(sorted(slowed))}")
-        else:
-            taken.samples.extend(this_round)
-        progress()
-    taken.enqueue_ms = {side: statistics.median(times) for side, times in enqueues.items() if times}
+                taken.samples.extend(this_round)
+            progress()
     return taken

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import msgspec
 import torch
 
+from serveproof.bench.host_sync import HostSync, no_host_sync
 from serveproof.bench.inputs import Refill
 from serveproof.pairs import Pair, Run
 from serveproof.results import SideCheck, Status
@@ -119,28 +118,6 @@ def _check_and_corrupt(
         accepted = ", ".join(kind for kind, ok in rejected.items() if not ok)
         status, reason = "failed", f"the check accepts a wrong output ({accepted}): it can't fail, so it proves nothing"
     return msgspec.structs.replace(result, status=status, reason=reason, must_fail=rejected)
-
-
-class HostSync(Exception):
-    """A closure that says it never waits for the GPU did."""
-
-
-@contextmanager
-def no_host_sync(wanted: bool) -> Iterator[None]:
-    """Inside, whatever makes the host wait for the GPU raises HostSync: torch's sync debug mode. Nothing on a CPU."""
-    if not (wanted and torch.cuda.is_available()):
-        yield
-        return
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    except RuntimeError as error:
-        if "synchroniz" not in str(error):
-            raise
-        raise HostSync(f"the closure waits for the GPU although NO_HOST_SYNC says it doesn't: {error}") from None
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def outcome_of(error: Exception) -> tuple[Status, str]:

@@ -21,7 +21,7 @@ class Tuning:
     """Rows, columns and depth of a tile, warps, tiles in flight: found by trying on an H200 (docs/pairs)."""
 
     rows: int = 128
-    columns: int = 128
+    columns: int = 256
     depth: int = 64
     warps: int = 8
     stages: int = 4
