@@ -99,5 +99,6 @@ def captured(run):
         graph.replay()
         return output
 
+    replay.keeps = run  # the graph reads tensors that only the closure holds
     replay.plan = f"{run.plan}; the graph captured outside it"
     return replay
