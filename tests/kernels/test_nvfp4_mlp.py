@@ -64,6 +64,15 @@ def test_what_nvfp4_can_hold_comes_back_unchanged(power: int, scales: list[float
     assert torch.equal(nvfp4.rounded(x), x)
 
 
+def test_a_blocks_scale_is_itself_rounded_to_e4m3() -> None:
+    x = torch.zeros(2, 16)
+    x[0, 0] = 6 * 448.0  # the tensor's scale is 1
+    x[1] = torch.linspace(0, 6 * 1.06, 16)  # wants 1.06, the nearest e4m3 is 1.0: what is beyond 6 saturates
+    assert nvfp4.rounded(x)[1].max().item() == 6.0
+    x[1] *= 1.07 / 1.06  # 1.07 goes to 1.125
+    assert nvfp4.rounded(x)[1].max().item() == 6 * 1.125
+
+
 @settings(max_examples=80, deadline=None)
 @given(exponent=st.integers(-60, 110), spread=st.floats(0, 6), blocks=st.integers(1, 6), seed=st.integers(0, 2**32 - 1))
 def test_the_error_is_bounded_by_the_blocks_largest_value(exponent: int, spread: float, blocks: int, seed: int) -> None:
