@@ -6,6 +6,7 @@ What differs from a GPU: the peers' memory is memory that the processes share, a
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,13 @@ def _kernels(rank: int, shared: list[torch.Tensor], name: str, elements: int, ca
         call = getattr(peer_all_reduce, name)(rank, WORLD, x, allocate, block=16, warps=1, **more)
     x.copy_(first)
     seen = []
-    for _ in range(calls):
+    for number in range(calls):
+        if number % 2 == rank:
+            time.sleep(0.1)  # each in turn comes late: the other must wait
         call()
         seen.append(x.float().numpy().copy())
-    return {"first": first.float().numpy(), "seen": seen, "epochs": call.peers.epochs.tolist()}
+    return {"first": first.float().numpy(), "seen": seen, "epochs": call.peers.epochs.tolist(),
+            "mapped": call.peers.kept[0][0].view(torch.uint8).numpy()}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "elements", "barriers"), [("push", 70, 1), ("pull", 134, 1), ("two_shot", 198, 2)])
@@ -123,6 +127,13 @@ def test_our_kernels_sum_over_two_ranks_call_after_call(
         # the interpreter cuts to bfloat16 where a GPU rounds
         torch.testing.assert_close(mine, total * 2.0**number, rtol=torch.finfo(torch.bfloat16).eps, atol=0)
     assert all(epoch == barriers * calls for one in found for epoch in one["epochs"])
+    for one in found:
+        if name == "push":  # a word's upper half is the number of the call that wrote it: two buffers in turn
+            assert set((torch.from_numpy(one["mapped"]).view(torch.int64) >> 32).tolist()) == {0, calls - 1, calls}
+        if name == "pull":
+            even, odd = torch.from_numpy(one["mapped"]).view(torch.bfloat16).float().chunk(2)
+            assert torch.equal(even, 2 * odd) or torch.equal(odd, 2 * even)
+            assert even.abs().sum() > 0
 
 
 def no_memory(*_: Any) -> Any:
