@@ -30,6 +30,8 @@ TWO_SHOT_WORDS, TWO_SHOT_WARPS, TWO_SHOT_BLOCKS = 2048, 16, 128
 # A block that waits must run beside its namesakes: all of them fit on an H100's or H200's 132 processors at once.
 PUSH_MOST_BLOCKS = 512
 TURNS = 2
+# A peer that never comes would make a GPU spin for good. After about a minute a wait gives up and the sum is NaN.
+MOST_POLLS = tl.constexpr(2**26)
 
 
 @triton.jit
@@ -53,19 +55,27 @@ def _packed(low, high):
 
 
 @triton.jit
+def _at(addresses, rank, kind: tl.constexpr):
+    """A rank's buffer as a pointer: allocations start at 16 bytes, which lets four words move at once."""
+    return tl.multiple_of(tl.load(addresses + rank).to(tl.pointer_type(kind)), 16)
+
+
+@triton.jit
 def _meet(flags, block, epoch, RANK: tl.constexpr, WORLD: tl.constexpr):
-    """Wait for this block's namesakes: what any wrote before is visible to all after."""
+    """Wait for this block's namesakes: what any wrote before is visible to all after. NaN if one never came, else 0."""
     tl.debug_barrier()
+    polls = tl.full((), 0, tl.int32)
     for step in tl.static_range(1, WORLD):
         peer = (RANK + step) % WORLD
-        theirs = tl.load(flags + peer).to(tl.pointer_type(tl.int32)) + block * WORLD + RANK
+        theirs = _at(flags, peer, tl.int32) + block * WORLD + RANK
         tl.atomic_xchg(theirs, epoch, sem="release", scope="sys")
-    mine = tl.load(flags + RANK).to(tl.pointer_type(tl.int32)) + block * WORLD
+    mine = _at(flags, RANK, tl.int32) + block * WORLD
     for step in tl.static_range(1, WORLD):
         peer = (RANK + step) % WORLD
-        while tl.atomic_add(mine + peer, 0, sem="acquire", scope="sys") < epoch:
-            pass
+        while (tl.atomic_add(mine + peer, 0, sem="acquire", scope="sys") < epoch) & (polls < MOST_POLLS):
+            polls += 1
     tl.debug_barrier()
+    return tl.where(polls < MOST_POLLS, 0.0, float("nan"))
 
 
 @triton.jit
@@ -78,21 +88,24 @@ def _push(x, inboxes, epochs, words, stride, RANK: tl.constexpr, WORLD: tl.const
     turn = (epoch & 1) * WORLD * stride
     word = (epoch.to(tl.int64) << 32) | (own.to(tl.int64) & 0xFFFFFFFF)
     for step in tl.static_range(1, WORLD):
-        theirs = tl.load(inboxes + (RANK + step) % WORLD).to(tl.pointer_type(tl.int64))
+        theirs = _at(inboxes, (RANK + step) % WORLD, tl.int64)
         tl.store(theirs + turn + RANK * stride + at, word, mask=inside)
-    inbox = tl.load(inboxes + RANK).to(tl.pointer_type(tl.int64)) + turn
+    inbox = _at(inboxes, RANK, tl.int64) + turn
     low = tl.zeros([BLOCK], tl.float32)
     high = tl.zeros([BLOCK], tl.float32)
+    polls = tl.full((), 0, tl.int32)
     for source in tl.static_range(WORLD):
         got = own
         if source != RANK:
             there = tl.load(inbox + source * stride + at, mask=inside, other=0, volatile=True)
-            while tl.min(tl.where(inside, (there >> 32).to(tl.int32), epoch), 0) < epoch:
+            while (tl.min(tl.where(inside, (there >> 32).to(tl.int32), epoch), 0) < epoch) & (polls < MOST_POLLS):
+                polls += 1
                 there = tl.load(inbox + source * stride + at, mask=inside, other=0, volatile=True)
             got = there.to(tl.int32)
         low += _low(got)
         high += _high(got)
-    tl.store(x + at, _packed(low, high), mask=inside)
+    late = tl.where(polls < MOST_POLLS, 0.0, float("nan"))
+    tl.store(x + at, _packed(low + late, high + late), mask=inside)
     tl.store(epochs + block, epoch)
 
 
@@ -102,21 +115,21 @@ def _pull(x, buffers, flags, epochs, words, stride, RANK: tl.constexpr, WORLD: t
     blocks = tl.num_programs(0)
     epoch = tl.load(epochs + block) + 1
     turn = (epoch & 1).to(tl.int64) * stride
-    mine = tl.load(buffers + RANK).to(tl.pointer_type(tl.int32)) + turn
+    mine = _at(buffers, RANK, tl.int32) + turn
     for start in tl.range(block * BLOCK, words, blocks * BLOCK):
         at = start + tl.arange(0, BLOCK)
         tl.store(mine + at, tl.load(x + at, mask=at < words, other=0), mask=at < words)
-    _meet(flags, block, epoch, RANK, WORLD)
+    late = _meet(flags, block, epoch, RANK, WORLD)
     for start in tl.range(block * BLOCK, words, blocks * BLOCK):
         at = start + tl.arange(0, BLOCK)
         low = tl.zeros([BLOCK], tl.float32)
         high = tl.zeros([BLOCK], tl.float32)
         for source in tl.static_range(WORLD):
-            theirs = tl.load(buffers + source).to(tl.pointer_type(tl.int32)) + turn
+            theirs = _at(buffers, source, tl.int32) + turn
             got = tl.load(theirs + at, mask=at < words, other=0, volatile=True)
             low += _low(got)
             high += _high(got)
-        tl.store(x + at, _packed(low, high), mask=at < words)
+        tl.store(x + at, _packed(low + late, high + late), mask=at < words)
     tl.store(epochs + block, epoch)
 
 
@@ -125,20 +138,20 @@ def _two_shot(buffers, flags, epochs, words, share, RANK: tl.constexpr, WORLD: t
     block = tl.program_id(0)
     blocks = tl.num_programs(0)
     epoch = tl.load(epochs + block)
-    _meet(flags, block, epoch + 1, RANK, WORLD)
+    late = _meet(flags, block, epoch + 1, RANK, WORLD)
     end = tl.minimum((RANK + 1) * share, words)
     for start in tl.range(RANK * share + block * BLOCK, end, blocks * BLOCK):
         at = start + tl.arange(0, BLOCK)
         low = tl.zeros([BLOCK], tl.float32)
         high = tl.zeros([BLOCK], tl.float32)
         for source in tl.static_range(WORLD):
-            theirs = tl.load(buffers + source).to(tl.pointer_type(tl.int32))
+            theirs = _at(buffers, source, tl.int32)
             got = tl.load(theirs + at, mask=at < end, other=0, volatile=True)
             low += _low(got)
             high += _high(got)
-        total = _packed(low, high)
+        total = _packed(low + late, high + late)
         for step in tl.static_range(WORLD):
-            theirs = tl.load(buffers + (RANK + step) % WORLD).to(tl.pointer_type(tl.int32))
+            theirs = _at(buffers, (RANK + step) % WORLD, tl.int32)
             tl.store(theirs + at, total, mask=at < end)
     _meet(flags, block, epoch + 2, RANK, WORLD)
     tl.store(epochs + block, epoch + 2)

@@ -136,6 +136,28 @@ def test_our_kernels_sum_over_two_ranks_call_after_call(
             assert even.abs().sum() > 0
 
 
+@pytest.mark.parametrize("name", ["push", "pull", "two_shot"])
+def test_a_peer_that_never_comes_makes_the_sum_nan(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serveproof.ops import peer_all_reduce
+
+    monkeypatch.setattr(peer_all_reduce, "MOST_POLLS", 3)
+    own: list[torch.Tensor] = []
+
+    def allocate(count: int, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, list[int], Any]:
+        own.extend(torch.zeros(count, dtype=dtype) for _ in range(WORLD))
+        return own[-WORLD], [t.data_ptr() for t in own[-WORLD:]], None
+
+    x = torch.ones(16, dtype=torch.bfloat16)
+    if name == "two_shot":
+        x, call = peer_all_reduce.two_shot(0, WORLD, 16, x.device, allocate, block=16, warps=1)
+        call()
+        assert x.isnan().all()  # this rank's share, which with one tile is all of it
+        return
+    call = getattr(peer_all_reduce, name)(0, WORLD, x, allocate, block=16, warps=1)
+    call()
+    assert x.isnan().all()
+
+
 def no_memory(*_: Any) -> Any:
     raise AssertionError("refused before anything is allocated: a rank that waits alone would hang")
 
