@@ -6,18 +6,22 @@ done are computed on until the last one is. All requests are there at the start.
 The problem owns a tiny decoder (`Decoder`), so both sides run the same one: the other side gets it with its inputs.
 Tokens are fed as they were decided beforehand (their embeddings are an input), so no rounding changes what comes next.
 
-axes: requests, slots, max_prompt, max_output, layers, heads, head_dim, chunk (most prompt tokens a step), dtype.
+axes: requests, slots, max_prompt, max_output, layers, heads, head_dim, budget (most tokens a mixed step), dtype.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-READS = ("decoder", "requests", "x_TE", "slots")
+READS = ("decoder", "requests", "starts", "gives", "x_TE", "slots")
 WEIGHT_SEED = 7
+# All but cuDNN, which would build a plan for every new shape, and every step has one.
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Decoder:
@@ -38,44 +42,68 @@ class Decoder:
         self.layers = [(normal(3 * E, E), normal(E, E), normal(4 * E, E), normal(E, 4 * E)) for _ in range(layers)]
 
     def new_cache(self, slots):
-        """Keys and values of every layer: (2, L, slots, positions, H, D)."""
+        """Keys and values of every layer (L, 2, slots, positions, H, D): allocated once, as a server does.
+
+        What an earlier sequence left in a slot stays there: the mask hides what a token may not see.
+        """
         P, E = self.position_PE.shape
-        shape = (2, len(self.layers), slots, P, self.heads, E // self.heads)
+        shape = (len(self.layers), 2, slots, P, self.heads, E // self.heads)
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
 
-    def step(self, cache, segments, x_NE):
-        """Hidden states (N, E) of the fed tokens; `segments` [(slot, first position, count)] in the order of x's rows.
+    def plan(self, segments):
+        """(slot and position of every row, attention's parts, how its rows go back in order): lists to the device.
 
-        Segments of one count go through attention together; each token sees its slot's positions up to its own.
+        Two parts at most: the rows that come alone, and the segments of several, padded to the longest in attention
+        only. So a step with chunks of any lengths costs one part's launches more than one without.
         """
-        groups, row = {}, 0
+        slots, positions, alone, several = [], [], [], []
         for slot, first, count in segments:
-            groups.setdefault(count, []).append((slot, first, row))
-            row += count
-        parts = []
-        for count, group in groups.items():
-            slot_G, first_G, row_G = torch.tensor(group).T.to(self.device)
-            offset_C = torch.arange(count, device=self.device)
-            position_GC = first_G[:, None] + offset_C
-            most = max(first for _, first, _ in group) + count
-            seen_GCP = torch.arange(most, device=self.device) <= position_GC[..., None]
-            parts.append((slot_G, position_GC, (row_G[:, None] + offset_C).flatten(), most, seen_GCP[:, None]))
-        x_NE = x_NE.clone()
-        for _, position_GC, rows, _, _ in parts:
-            x_NE[rows] += self.position_PE[position_GC.flatten()]
-        for number, (qkv_w, out_w, up_w, down_w) in enumerate(self.layers):
-            qkv_N3HD = F.linear(F.rms_norm(x_NE, x_NE.shape[-1:]), qkv_w).view(len(x_NE), 3, self.heads, -1)
-            attended_NE = torch.empty_like(x_NE)
-            for slot_G, position_GC, rows, most, seen_G1CP in parts:
-                q, k, v = qkv_N3HD[rows].view(*position_GC.shape, 3, self.heads, -1).unbind(2)
-                cache[0, number, slot_G[:, None], position_GC] = k
-                cache[1, number, slot_G[:, None], position_GC] = v
-                k_GPHD, v_GPHD = cache[0, number, slot_G, :most], cache[1, number, slot_G, :most]
+            (alone if count == 1 else several).append((slot, first, count, len(slots)))
+            slots += [slot] * count
+            positions += range(first, first + count)
+        parts, order, outputs = [], [0] * len(slots), 0
+        for group in filter(None, (alone, several)):
+            C = max(count for _, _, count, _ in group)
+            most = max(first for _, first, _, _ in group) + C
+            rows = [row + min(c, count - 1) for _, _, count, row in group for c in range(C)]
+            for g, (_, _, count, row) in enumerate(group):
+                order[row : row + count] = range(outputs + g * C, outputs + g * C + count)
+            outputs += len(rows)
+            flat = torch.tensor(rows + [slot for slot, *_ in group] + [first for _, first, *_ in group])
+            rows_GC, slot_G, first_G = flat.to(self.device).split([len(rows), len(group), len(group)])
+            last_GC = first_G[:, None] + torch.arange(C, device=self.device)
+            most = min(most, len(self.position_PE))
+            seen_G1CP = (torch.arange(most, device=self.device) <= last_GC[..., None])[:, None]
+            parts.append((rows_GC.view(-1, C), slot_G, most, seen_G1CP))
+        order_N = None if order == list(range(outputs)) else torch.tensor(order).to(self.device)
+        return slots, positions, parts, order_N
+
+    def step(self, cache, segments, fed, x_TE):
+        """Hidden states (N, E) after rows `fed` of x; `segments` [(slot, first position, count)], rows in that order.
+
+        Each token sees its slot's positions up to its own.
+        """
+        slots, positions, parts, order_N = self.plan(segments)
+        fed_N, slot_N, position_N = torch.tensor([fed, slots, positions]).to(self.device)
+        x_NE = x_TE[fed_N] + self.position_PE[position_N]
+        with sdpa_kernel(ATTENTION) if x_TE.is_cuda else nullcontext():
+            return self.through_layers(cache, parts, order_N, slot_N, position_N, x_NE)
+
+    def through_layers(self, cache, parts, order_N, slot_N, position_N, x_NE):
+        """Hidden states after all layers; keys and values go into the cache before attention reads it."""
+        for layer_cache, (qkv_w, out_w, up_w, down_w) in zip(cache, self.layers, strict=True):
+            qkv_NF = F.linear(F.rms_norm(x_NE, x_NE.shape[-1:]), qkv_w)
+            qkv_3NHD = qkv_NF.view(len(x_NE), 3, self.heads, -1).transpose(0, 1)
+            layer_cache[:, slot_N, position_N] = qkv_3NHD[1:]
+            outputs = []
+            for rows_GC, slot_G, most, seen_G1CP in parts:
+                k_GPHD, v_GPHD = layer_cache[:, slot_G, :most]
                 out_GHCD = F.scaled_dot_product_attention(
-                    *(t.transpose(1, 2) for t in (q, k_GPHD, v_GPHD)), attn_mask=seen_G1CP
+                    *(t.transpose(1, 2) for t in (qkv_3NHD[0][rows_GC], k_GPHD, v_GPHD)), attn_mask=seen_G1CP
                 )
-                attended_NE[rows] = out_GHCD.transpose(1, 2).reshape(len(rows), -1)
-            x_NE = x_NE + F.linear(attended_NE, out_w)
+                outputs.append(out_GHCD.transpose(1, 2).reshape(-1, x_NE.shape[1]))
+            attended_NE = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            x_NE = x_NE + F.linear(attended_NE if order_N is None else attended_NE[order_N], out_w)
             x_NE = x_NE + F.linear(F.silu(F.linear(F.rms_norm(x_NE, x_NE.shape[-1:]), up_w)), down_w)
         return x_NE
 
@@ -95,8 +123,8 @@ class Decoder:
 class Clock:
     """When each request's tokens came out: the host waits for the step, as a server that hands tokens out does."""
 
-    def __init__(self, device):
-        self.cuda = device == "cuda"
+    def __init__(self, cuda):
+        self.cuda = cuda
         self.started = time.perf_counter()
         self.times = {}
         self.steps = self.computed = self.useful = 0
@@ -114,16 +142,20 @@ class Clock:
         """Latency, throughput and waste, as run.observed() gives them.
 
         time_per_output_token is Orca's normalised latency: a request's whole time over its tokens, waiting included.
-        TPOT leaves the time to the first token out.
+        TPOT leaves the time to the first token out; it exists where a request has more than one.
         """
         first = sorted(times[0] for times in self.times.values())
         whole = [times[-1] / len(times) for times in self.times.values()]
         gaps = [(times[-1] - times[0]) / (len(times) - 1) for times in self.times.values() if len(times) > 1]
         end = max(times[-1] for times in self.times.values())
         tokens = sum(map(len, self.times.values()))
-        return {
-            "time_per_output_token_ms": (1e3 * sum(whole) / len(whole), "ms", "mean of a request's time / its tokens"),
-            "tpot_ms": (1e3 * sum(gaps) / len(gaps), "ms", "mean over requests of (last - first token) / (tokens - 1)"),
+        found = {
+            "time_per_output_token_ms": (1e3 * sum(whole) / len(whole), "ms", "mean of a request's time / its tokens")
+        }
+        if gaps:
+            note = "mean over requests of (last - first token) / (tokens - 1): decoding alone, no waiting"
+            found["tpot_ms"] = (1e3 * sum(gaps) / len(gaps), "ms", note)
+        return found | {
             "ttft_p50_ms": (1e3 * first[len(first) // 2], "ms", "from the start: all requests are there"),
             "ttft_p99_ms": (1e3 * first[min(len(first) - 1, int(0.99 * len(first)))], "ms", "the same"),
             "output_throughput": (tokens / end, "tokens/s", "all output tokens over the whole time"),
@@ -143,20 +175,36 @@ def draw_requests(axes):
     return found
 
 
+def fed_tokens(request):
+    """How many tokens of a request are fed: the prompt, and all output tokens but the last."""
+    return request[0] + request[1] - 1
+
+
+def first_rows(requests, count_of):
+    """Where each request's rows begin in a tensor that has count_of(request) of each, and the total at the end."""
+    return [sum(count_of(request) for request in requests[:number]) for number in range(len(requests) + 1)]
+
+
 def make_inputs(axes, device, seed):
-    """The decoder, the requests, and x (T, E): what is fed, request after request, prompt + output - 1 tokens each."""
+    """The decoder, the requests, and x (T, E): what is fed, request after request, prompt + output - 1 tokens each.
+
+    starts, gives: where a request's rows begin in x and in the output, whose rows are the hidden states of all output
+    tokens in the requests' order. The weights come from one fixed seed, as a server's stay what they are.
+    """
     generator = torch.Generator(device=device).manual_seed(seed)
     dtype = getattr(torch, axes["dtype"])
     requests = draw_requests(axes)
     E = axes["heads"] * axes["head_dim"]
-    fed = sum(prompt + output - 1 for prompt, output in requests)
+    fed = sum(map(fed_tokens, requests))
     positions = axes["max_prompt"] + axes["max_output"]
     return {
         "decoder": Decoder(axes["layers"], axes["heads"], axes["head_dim"], positions, device, dtype),
         "clock": Clock,
         "requests": requests,
         "slots": axes["slots"],
-        "chunk": axes["chunk"],
+        "budget": axes["budget"],
+        "starts": first_rows(requests, fed_tokens),
+        "gives": first_rows(requests, lambda request: request[1]),
         "x_TE": torch.randn(fed, E, generator=generator, device=device, dtype=dtype),
     }
 
@@ -165,17 +213,14 @@ def reference(inputs):
     """Hidden states of every output position, each request alone; float64 on a CPU, float32 on CUDA."""
     wide = torch.float32 if inputs["x_TE"].is_cuda else torch.float64
     torch.backends.cuda.matmul.allow_tf32 = False
-    rows, start = [], 0
-    for prompt, output in inputs["requests"]:
-        fed = prompt + output - 1
-        rows.append(inputs["decoder"].full(inputs["x_TE"][start : start + fed], wide)[prompt - 1 :])
-        start += fed
-    return torch.cat(rows)
+    parts = inputs["x_TE"].split(list(map(fed_tokens, inputs["requests"])))
+    pairs = zip(inputs["requests"], parts, strict=True)
+    return torch.cat([inputs["decoder"].full(x_TE, wide)[prompt - 1 :] for (prompt, _), x_TE in pairs])
 
 
 def work(axes):
     """The linear layers' FLOPs for each fed token once, and their weights read once: neither schedule can do less."""
-    fed = sum(prompt + output - 1 for prompt, output in draw_requests(axes))
+    fed = sum(map(fed_tokens, draw_requests(axes)))
     E = axes["heads"] * axes["head_dim"]
     weights = axes["layers"] * 12 * E * E
     return {
@@ -189,39 +234,36 @@ def work(axes):
 
 def build(inputs):
     """Batch after batch; `observed` tells of the last call."""
-    decoder, requests, x_TE, slots = (inputs[name] for name in READS)
-    starts = [0]
-    for prompt, output in requests:
-        starts.append(starts[-1] + prompt + output - 1)
-    device = x_TE.device.type
+    decoder, requests, starts, gives, x_TE, slots = (inputs[name] for name in READS)
+    cache = decoder.new_cache(slots)
     told = {}
 
     def run():
-        clock = Clock(device)
-        rows = [None] * len(requests)
-        for first in range(0, len(requests), slots):
-            batch = list(range(first, min(first + slots, len(requests))))
-            cache = decoder.new_cache(len(batch))
+        clock = Clock(x_TE.is_cuda)
+        out_RE = x_TE.new_empty(gives[-1], x_TE.shape[1])
+        for start in range(0, len(requests), slots):
+            batch = list(range(start, min(start + slots, len(requests))))
             longest = max(requests[r][0] for r in batch)
-            x_BPE = x_TE.new_zeros(len(batch), longest, x_TE.shape[1])
-            for b, r in enumerate(batch):
-                x_BPE[b, : requests[r][0]] = x_TE[starts[r] : starts[r] + requests[r][0]]
-            hidden = decoder.step(cache, [(b, 0, longest) for b in range(len(batch))], x_BPE.flatten(0, 1))
-            for b, r in enumerate(batch):
-                rows[r] = [hidden[b * longest + requests[r][0] - 1]]
-            clock.stepped(batch, len(batch) * longest, sum(requests[r][0] for r in batch))
+            # a prompt's padding is its last token over again, at positions that no token of the sequence sees
+            fed = [starts[r] + min(p, requests[r][0] - 1) for r in batch for p in range(longest)]
+            hidden_NE = decoder.step(cache, [(b, 0, longest) for b in range(len(batch))], fed, x_TE)
+            last = torch.tensor([[gives[r], b * longest + requests[r][0] - 1] for b, r in enumerate(batch)])
+            to_B, from_B = last.T.to(x_TE.device)
+            out_RE[to_B] = hidden_NE[from_B]
+            clock.stepped(batch, len(fed), sum(requests[r][0] for r in batch))
             for number in range(1, max(requests[r][1] for r in batch)):
-                # who is done is computed on: its last token is fed again
-                at = [requests[r][0] + min(number, requests[r][1] - 1) - 1 for r in batch]
-                fed = torch.tensor([starts[r] + p for r, p in zip(batch, at, strict=True)], device=device)
-                hidden = decoder.step(cache, [(b, p, 1) for b, p in enumerate(at)], x_TE[fed])
-                alive = [b for b, r in enumerate(batch) if number < requests[r][1]]
-                for b in alive:
-                    rows[batch[b]].append(hidden[b])
-                clock.stepped([batch[b] for b in alive], len(batch), len(alive))
+                # who is done is computed on: its last token is fed again, and its last state comes out again
+                at = [min(number, requests[r][1] - 1) for r in batch]
+                segments = [(b, requests[r][0] + n - 1, 1) for b, (r, n) in enumerate(zip(batch, at, strict=True))]
+                fed = [starts[r] + requests[r][0] + n - 1 for r, n in zip(batch, at, strict=True)]
+                to_B = torch.tensor([gives[r] + n for r, n in zip(batch, at, strict=True)]).to(x_TE.device)
+                out_RE[to_B] = decoder.step(cache, segments, fed, x_TE)
+                alive = [r for r in batch if number < requests[r][1]]
+                clock.stepped(alive, len(batch), len(alive))
         told.update(clock.figures())
-        return torch.stack([row for request in rows for row in request])
+        return out_RE
 
     run.backend = "static batching"
-    run.observed = lambda: told
+    run.plan = "the KV cache allocated before, as a server does"
+    run.observed = lambda: dict(told)
     return run

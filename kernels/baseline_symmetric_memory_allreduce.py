@@ -11,18 +11,19 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-READS = ("x",)
+READS = ("x", "calls", "captured")
 RANKS = "all"
 CALLS = 20
 RANK_SEEDS = 7919  # ranks hold different values
 
 
 def make_inputs(axes, device, seed):
-    """x (elements,) standard normal, another on each rank."""
+    """x (elements,) standard normal, another on each rank; and how many calls a run makes, and how it is captured."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     generator = torch.Generator(device=device).manual_seed(seed + RANK_SEEDS * rank)
     dtype = getattr(torch, axes["dtype"])
-    return {"x": torch.randn(axes["elements"], generator=generator, device=device, dtype=dtype)}
+    x = torch.randn(axes["elements"], generator=generator, device=device, dtype=dtype)
+    return {"x": x, "calls": CALLS, "captured": captured}
 
 
 def reference(inputs):

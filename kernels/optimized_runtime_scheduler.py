@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-READS = ("decoder", "clock", "requests", "x_TE", "slots", "chunk")
+READS = ("decoder", "clock", "requests", "starts", "gives", "x_TE", "slots", "budget")
 
 
 def requires(device):
@@ -16,50 +16,61 @@ def requires(device):
     return None
 
 
+def next_step(running, requests, budget):
+    """[(request, count)] of one step: every running decode's token, and prompt chunks with what the budget leaves.
+
+    running: request -> [slot, tokens fed so far], in the order of arrival. A prompt's chunk is at least one token as
+    long as the budget exceeds the decodes, so every step brings something on.
+    """
+    left = budget - sum(done >= requests[request][0] for request, (_, done) in running.items())
+    chosen = []
+    for request, (_, done) in running.items():
+        prompt = requests[request][0]
+        count = 1 if done >= prompt else min(left, prompt - done)
+        if done < prompt:
+            left -= count
+        if count:
+            chosen.append((request, count))
+    return chosen
+
+
 def build(inputs):
-    """Step after step: every running sequence's next token, and prompt chunks up to the step's budget."""
-    decoder, clock_of, requests, x_TE, slots, chunk = (inputs[name] for name in READS)
-    starts = [0]
-    for prompt, output in requests:
-        starts.append(starts[-1] + prompt + output - 1)
-    device = x_TE.device.type
+    """Step after step; `observed` tells of the last call."""
+    decoder, clock_of, requests, starts, gives, x_TE, slots, budget = (inputs[name] for name in READS)
+    if budget < slots:
+        raise ValueError(f"a budget of {budget} tokens a step is less than the {slots} slots' decodes")
+    cache = decoder.new_cache(slots)
     told = {}
 
     def run():
-        clock = clock_of(device)
-        rows = [[] for _ in requests]
-        cache = decoder.new_cache(slots)
-        waiting, free = list(range(len(requests))), list(range(slots))
+        clock = clock_of(x_TE.is_cuda)
+        out_RE = x_TE.new_empty(gives[-1], x_TE.shape[1])
+        waiting, free = list(range(len(requests)))[::-1], list(range(slots))
         running = {}  # request -> [slot, tokens fed so far]
         while waiting or running:
             while waiting and free:
-                running[waiting.pop(0)] = [free.pop(), 0]
-            budget, segments, fed, gives = chunk, [], [], []
-            for request, (slot, done) in running.items():
-                prompt = requests[request][0]
-                count = 1 if done >= prompt else min(budget, prompt - done)
-                if done < prompt:
-                    budget -= count
-                if not count:
-                    continue
+                running[waiting.pop()] = [free.pop(), 0]
+            segments, fed, given, moves = [], [], [], []
+            for request, count in next_step(running, requests, budget):
+                slot, done = running[request]
                 segments.append((slot, done, count))
-                fed.append(torch.arange(starts[request] + done, starts[request] + done + count))
-                running[request][1] += count
-                gives.append(request if done + count >= prompt else None)
-            hidden = decoder.step(cache, segments, x_TE[torch.cat(fed).to(device)])
-            last = -1
-            for request, (_, _, count) in zip(gives, segments, strict=True):
-                last += count
-                if request is None:
-                    continue
-                rows[request].append(hidden[last])
-                if len(rows[request]) == requests[request][1]:
+                fed += range(starts[request] + done, starts[request] + done + count)
+                running[request][1] = done = done + count
+                if done >= requests[request][0]:
+                    given.append(request)
+                    moves.append([gives[request] + done - requests[request][0], len(fed) - 1])
+            hidden_NE = decoder.step(cache, segments, fed, x_TE)
+            if moves:
+                to_B, from_B = torch.tensor(moves).T.to(x_TE.device)
+                out_RE[to_B] = hidden_NE[from_B]
+            clock.stepped(given, len(fed), len(fed))
+            for request in given:
+                if running[request][1] == sum(requests[request]) - 1:
                     free.append(running.pop(request)[0])
-            computed = sum(count for _, _, count in segments)
-            clock.stepped([request for request in gives if request is not None], computed, computed)
         told.update(clock.figures())
-        return torch.stack([row for request in rows for row in request])
+        return out_RE
 
     run.backend = "continuous batching, chunked prefill"
-    run.observed = lambda: told
+    run.plan = "the KV cache allocated before, as a server does"
+    run.observed = lambda: dict(told)
     return run

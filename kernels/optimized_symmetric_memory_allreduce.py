@@ -1,19 +1,19 @@
-"""All-reduce over memory that every GPU has mapped: each rank reads its peers' buffers itself, with no ring between.
+"""All-reduce over memory that every GPU has mapped: each rank reads or writes its peers' buffers itself, with no ring.
 
-torch's symmetric memory (pytorch.org, torch.distributed._symmetric_memory) with its one-shot and two-shot kernels, and
-a one-shot kernel of our own with one barrier a call (serveproof/ops/one_shot_all_reduce.py). NCCL itself is a candidate
-too, so that no size is served slower than by it. Multicast and multimem operations are not used.
+torch's symmetric memory (torch.distributed._symmetric_memory) with its one-shot and two-shot kernels, and three kernels
+of our own over the same memory (serveproof/ops/peer_all_reduce.py): push with the call's number in every word, which
+needs no barrier; pull with one; two-shot. NCCL itself is a candidate too, so that no size is served slower than by it.
+Multicast and multimem operations are not used.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.distributed as dist
 
-READS = ("x",)
-CALLS = 20
-# Beyond this a rank of more than two would read several times what two-shot reads.
-ONE_SHOT_MOST_BYTES = 2**24
+READS = ("x", "calls", "captured")
 
 
 def requires(device):
@@ -21,110 +21,99 @@ def requires(device):
     if device != "cuda":
         return "symmetric memory is mapped between GPUs: it doesn't exist on a CPU"
     if torch.cuda.device_count() < 2:
-        return f"an all-reduce needs two GPUs or more; {torch.cuda.device_count()} is visible"
+        return f"needs two GPUs, {torch.cuda.device_count()} is visible"
     return None
 
 
 def build(inputs):
-    """The candidates."""
-    return {
-        "triton one-shot": lambda: captured(one_shot_triton(inputs)),
-        "symm_mem one-shot": lambda: captured(one_shot_torch(inputs)),
-        "symm_mem two-shot": lambda: captured(two_shot_torch(inputs)),
-        "nccl": lambda: captured(nccl(inputs)),
+    """The candidates. A chain is what the graph captures: x copied into the work buffer, then `calls` in place."""
+    chains = {
+        "triton push": triton_push,
+        "triton pull": triton_pull,
+        "triton two-shot": triton_two_shot,
+        "symm_mem one-shot": torch_one_shot,
+        "symm_mem two-shot": torch_two_shot,
+        "nccl": nccl,
     }
+    return {name: partial(made, inputs, chain_of) for name, chain_of in chains.items()}
 
 
-def captured(chain):
-    """A CUDA graph of `chain`, which returns its output; every rank captures alike."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        chain()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    dist.barrier()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = chain()
-
-    def run():
-        graph.replay()
-        return output
-
-    run.keeps = chain  # the graph reads buffers that only the chain holds
-    run.calls = CALLS
-    run.plan = f"{CALLS} calls in one CUDA graph, captured outside the timed region"
-    return run
+def made(inputs, chain_of):
+    """The replay of one candidate's graph."""
+    return inputs["captured"](chain_of(inputs["x"], inputs["calls"]))
 
 
-def symmetric_like(x):
-    """(a tensor like x that every rank has mapped, the group's name)."""
-    import torch.distributed._symmetric_memory as symm_mem
-
-    group = dist.group.WORLD.group_name
-    mapped = symm_mem.empty(x.numel(), dtype=x.dtype, device=x.device)
-    symm_mem.rendezvous(mapped, group)
-    return mapped, group
-
-
-def refuse_large(x):
-    """One-shot reads every peer's whole tensor."""
-    if x.nbytes > ONE_SHOT_MOST_BYTES:
-        raise NotImplementedError(f"one-shot is for latency: tried up to {ONE_SHOT_MOST_BYTES // 2**20} MiB")
-
-
-def one_shot_triton(inputs):
-    """Our kernel; CALLS is even, so its two buffers are in turn over replays too."""
-    from serveproof.ops.one_shot_all_reduce import OneShot
-
-    refuse_large(inputs["x"])
-    all_reduce = OneShot(inputs["x"].numel(), inputs["x"].dtype, inputs["x"].device)
+def repeated(x, buffer, call, calls):
+    """A chain: copy x, then the same call `calls` times in place."""
 
     def chain():
-        total = inputs["x"]
-        for _ in range(CALLS):
-            total = all_reduce(total)
-        return total
+        buffer.copy_(x)
+        for _ in range(calls):
+            call()
+        return buffer
 
     return chain
 
 
-def one_shot_torch(inputs):
-    """torch's one-shot with its copy into symmetric memory inside."""
-    refuse_large(inputs["x"])
-    mapped, group = symmetric_like(inputs["x"])
+def triton_push(x, calls):
+    from serveproof.ops import peer_all_reduce, peer_memory
+
+    buffer = torch.empty_like(x)
+    call = peer_all_reduce.push(dist.get_rank(), dist.get_world_size(), buffer, peer_memory.allocate)
+    return repeated(x, buffer, call, calls)
+
+
+def triton_pull(x, calls):
+    from serveproof.ops import peer_all_reduce, peer_memory
+
+    buffer = torch.empty_like(x)
+    call = peer_all_reduce.pull(dist.get_rank(), dist.get_world_size(), buffer, peer_memory.allocate)
+    return repeated(x, buffer, call, calls)
+
+
+def triton_two_shot(x, calls):
+    from serveproof.ops import peer_all_reduce, peer_memory
+
+    if x.dtype != torch.bfloat16:
+        raise NotImplementedError(f"{x.dtype}: this kernel takes bfloat16")
+    buffer, call = peer_all_reduce.two_shot(
+        dist.get_rank(), dist.get_world_size(), x.numel(), x.device, peer_memory.allocate
+    )
+    return repeated(x, buffer, call, calls)
+
+
+def mapped_for_torch(x):
+    """(a mapped tensor like x, the group's name) for torch's operations, which count from an allocation's start."""
+    from serveproof.ops import peer_memory
+
+    own, addresses, handle = peer_memory.allocate(x.numel(), x.dtype, x.device)
+    if not peer_memory.starts_a_block(own, addresses, handle):
+        raise NotImplementedError("the mapped tensor doesn't start its allocation: torch's operations would miss it")
+    return own, dist.group.WORLD.group_name
+
+
+def torch_one_shot(x, calls):
+    """torch's one-shot, its copy into the mapped buffer inside; two work buffers, for it may not write its input."""
+    mapped, group = mapped_for_torch(x)
+    buffers = torch.empty_like(x), torch.empty_like(x)
 
     def chain():
-        total = inputs["x"]
-        for _ in range(CALLS):
-            total = torch.ops.symm_mem.one_shot_all_reduce_copy(mapped, total, "sum", group)
-        return total
+        buffers[0].copy_(x)
+        for number in range(calls):
+            source, target = buffers[number % 2], buffers[1 - number % 2]
+            torch.ops.symm_mem.one_shot_all_reduce_copy_out(mapped, source, "sum", group, target)
+        return buffers[calls % 2]
 
     return chain
 
 
-def two_shot_torch(inputs):
-    """torch's two-shot, in place in symmetric memory."""
-    mapped, group = symmetric_like(inputs["x"])
-
-    def chain():
-        mapped.copy_(inputs["x"])
-        for _ in range(CALLS):
-            torch.ops.symm_mem.two_shot_all_reduce_(mapped, "sum", group)
-        return mapped
-
-    return chain
+def torch_two_shot(x, calls):
+    """torch's two-shot, in place in mapped memory."""
+    mapped, group = mapped_for_torch(x)
+    return repeated(x, mapped, partial(torch.ops.symm_mem.two_shot_all_reduce_, mapped, "sum", group), calls)
 
 
-def nccl(inputs):
-    """NCCL's all-reduce, in place on a copy of x."""
-    work_buffer = torch.empty_like(inputs["x"])
-
-    def chain():
-        work_buffer.copy_(inputs["x"])
-        for _ in range(CALLS):
-            dist.all_reduce(work_buffer)
-        return work_buffer
-
-    return chain
+def nccl(x, calls):
+    """NCCL's all-reduce, in place."""
+    buffer = torch.empty_like(x)
+    return repeated(x, buffer, partial(dist.all_reduce, buffer), calls)
