@@ -89,5 +89,5 @@ def test_constants_are_read_without_importing(root: Path) -> None:
     assert pairs.uses_every_gpu("toy", root)
     assert pairs.probes_alone("toy", root)
     (root / "kernels/baseline_toy.py").write_text('RANKS = "some"\n')
-    with pytest.raises(UserError, match="baseline_toy.py: RANKS is 'some'; it can be 'one' or 'all'"):
+    with pytest.raises(UserError, match=r"baseline_toy\.py: RANKS is 'some'; it can be 'one' or 'all'"):
         pairs.uses_every_gpu("toy", root)

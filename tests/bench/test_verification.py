@@ -100,12 +100,12 @@ def test_one_closure_that_raises_stops_no_other() -> None:
     ("error", "status", "reason"),
     [
         (NotImplementedError("head dim 72"), "skipped", "head dim 72"),
-        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"), "out_of_memory", "asked for 20.00 GiB"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes. Error code 12"), "out_of_memory", "asked for 4096 bytes"),
+        (torch.cuda.OutOfMemoryError("Tried to allocate 20.00 GiB. GPU 0"), "out_of_memory", "asked for 20.00 GiB"),
+        (RuntimeError("DefaultCPUAllocator: tried to allocate 4096 bytes."), "out_of_memory", "asked for 4096 bytes"),
         (MemoryError(), "out_of_memory", "the host gave no more memory"),
         (HostSync("waits"), "failed", "waits"),
     ],
-)  # fmt: skip
+)
 def test_an_exception_has_a_status(error: Exception, status: str, reason: str) -> None:
     assert verification.outcome_of(error) == (status, reason)
 
