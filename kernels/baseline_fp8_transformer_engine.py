@@ -54,6 +54,11 @@ def work(axes):
     }
 
 
+def metrics(inputs):
+    """Bytes of the weights."""
+    return {"weight_bytes": (inputs["w_NK"].nbytes, "bytes", "as they are stored for this side")}
+
+
 def build(inputs):
     """torch's Linear."""
 

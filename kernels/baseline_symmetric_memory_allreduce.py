@@ -65,6 +65,7 @@ def captured(chain):
         graph.replay()
         return output
 
+    run.keeps = chain  # the graph reads buffers that only the chain holds
     run.calls = CALLS
     run.plan = f"{CALLS} calls in one CUDA graph, captured outside the timed region"
     return run

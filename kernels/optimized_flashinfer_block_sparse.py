@@ -16,6 +16,7 @@ READS = ("q_SHD", "k_SHD", "v_SHD", "indptr", "indices", "block")
 NO_HOST_SYNC = True
 WORKSPACE_BYTES = 256 * 2**20
 FLEX_BLOCK = 128
+FA3_LEAST_SEQ = 4096
 
 
 def requires(device):
@@ -84,6 +85,8 @@ def build_flashinfer(inputs, backend):
 
     q_SHD, k_SHD, v_SHD, block = inputs["q_SHD"], inputs["k_SHD"], inputs["v_SHD"], inputs["block"]
     S, H, D = q_SHD.shape
+    if backend == "fa3" and S < FA3_LEAST_SEQ:
+        raise NotImplementedError(f"tried from {FA3_LEAST_SEQ} tokens up: it takes more than a minute to compile")
     workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=q_SHD.device)
     wrapper = flashinfer.BlockSparseAttentionWrapper(workspace, backend=backend)
     wrapper.plan(

@@ -34,8 +34,9 @@ def build(inputs):
     from transformer_engine.common import recipe as recipes
 
     x_MH = inputs["x_MH"]
-    # Stochastic rounding and the Hadamard transform are for training's gradients.
-    recipe = recipes.NVFP4BlockScaling(disable_rht=True, disable_stochastic_rounding=True)
+    # All three are for training: rounding and the Hadamard transform for gradients, weight scales of 16 x 16 values so
+    # that the transposed weight has the same ones. A server has a scale for every 16 values, as the emulation does.
+    recipe = recipes.NVFP4BlockScaling(disable_rht=True, disable_stochastic_rounding=True, disable_2d_quantization=True)
     layers = []
     for up_FH, down_HF in zip(inputs["up_LFH"], inputs["down_LHF"], strict=True):
         pair = []

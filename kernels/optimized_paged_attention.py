@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import importlib.util
 
-import torch
-
 from serveproof.ops import paging
 
 READS = ("q_BHD", "k_pages_NPHD", "v_pages_NPHD", "block_table_BP", "lengths_B")
-WORKSPACE_BYTES = 256 * 2**20
 NO_HOST_SYNC = True
 
 
@@ -63,17 +60,8 @@ def build_flashinfer(inputs, use_tensor_cores):
     """flashinfer's BatchDecodeWithPagedKVCacheWrapper, planned once: a served step plans once and runs every layer."""
     if importlib.util.find_spec("flashinfer") is None:
         raise NotImplementedError("flashinfer is not installed: pip install flashinfer-python (envs/gpu.txt has it)")
-    import flashinfer
-
     q_BHD, k_NPHD, v_NPHD = inputs["q_BHD"], inputs["k_pages_NPHD"], inputs["v_pages_NPHD"]
-    page = k_NPHD.shape[1]
-    indptr, indices, last_B = paging.flashinfer_plan(inputs["block_table_BP"], inputs["lengths_B"], page)
-    workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=q_BHD.device)
-    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=use_tensor_cores)
-    wrapper.plan(
-        indptr, indices, last_B, q_BHD.shape[1], k_NPHD.shape[2], q_BHD.shape[2], page,
-        q_data_type=q_BHD.dtype, kv_data_type=k_NPHD.dtype,
-    )  # fmt: skip
+    wrapper = paging.flashinfer_decode(q_BHD, k_NPHD, inputs["block_table_BP"], inputs["lengths_B"], use_tensor_cores)
 
     def run():
         return wrapper.run(q_BHD, (k_NPHD, v_NPHD))

@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_a_pair_loads_and_says_what_it_is(root: Path) -> None:
     pair = pairs.load("toy", root)
-    assert pair.summary == "What it is. In two lines."
+    assert pairs.summary("toy", root) == "What it is. In two lines."
     assert pairs.restrict(pair.optimized, {"x": 1, "y": 2}) == {"x": 1}
     assert pairs.restrict(pair.baseline, {"x": 1, "y": 2}) == {"x": 1, "y": 2}
 
@@ -69,3 +69,25 @@ def test_half_a_pair_and_no_pair(root: Path) -> None:
     (root / "kernels/optimized_toy.py").unlink()
     with pytest.raises(UserError, match=r"optimized_toy.py: missing"):
         pairs.names(root)
+
+
+def test_the_hash_follows_what_a_kernel_imports(root: Path) -> None:
+    (root / "serveproof/ops").mkdir(parents=True)
+    (root / "serveproof/ops/shared.py").write_text("A = 1\n")
+    (root / "kernels/optimized_toy.py").write_text(OPTIMIZED + "\ndef late():\n    from serveproof.ops import shared\n")
+    assert pairs.code_files("toy", root) == [
+        "kernels/baseline_toy.py", "kernels/optimized_toy.py", "serveproof/ops/shared.py",
+    ]  # fmt: skip
+    first = pairs.code_sha("toy", root)
+    (root / "serveproof/ops/shared.py").write_text("A = 2\n")
+    assert pairs.code_sha("toy", root) != first
+
+
+def test_constants_are_read_without_importing(root: Path) -> None:
+    assert not pairs.uses_every_gpu("toy", root)
+    (root / "kernels/baseline_toy.py").write_text('RANKS = "all"\nPROBE = "alone"\nimport nothing_of_that_name\n')
+    assert pairs.uses_every_gpu("toy", root)
+    assert pairs.probes_alone("toy", root)
+    (root / "kernels/baseline_toy.py").write_text('RANKS = "some"\n')
+    with pytest.raises(UserError, match="baseline_toy.py: RANKS is 'some'; it can be 'one' or 'all'"):
+        pairs.uses_every_gpu("toy", root)

@@ -169,6 +169,8 @@ def summarize(
             )
             return msgspec.structs.replace(base, status="error", reason=reason)
 
+    counted = {side: reply.metrics for side, reply in probes.items()}
+
     def side_summary(side: str) -> SideSummary:
         throughput: Estimate | None = None
         if "items" in work:
@@ -181,11 +183,11 @@ def summarize(
             time=times[side],
             roofline_fraction=fractions[side],
             throughput=throughput,
-            peak_memory_bytes=probes[side].peak_memory_bytes,
+            peak_memory_bytes=probes[side].peak_memory_bytes if side in probes else 0,
             backend=" / ".join(name for name, _ in backends.most_common()),
             metrics={
                 name: Metric(value=value, unit=unit, note=note)
-                for name, (value, unit, note) in (observed_medians(replies, side) | probes[side].metrics).items()
+                for name, (value, unit, note) in (observed_medians(replies, side) | counted.get(side, {})).items()
             },
             enqueue_ms=enqueue_ms,
             bound_by="launches" if waits else bound_by,
@@ -227,10 +229,13 @@ def measure(
     )
 
     def probed(side: str) -> dict[str, CaseReply]:
-        found = {reply.case: reply for reply in run_process(msgspec.structs.replace(probe, side=side))}
+        replies = run_process(msgspec.structs.replace(probe, side=side)) if probe.cases else []
+        found = {reply.case: reply for reply in replies}
         progress()
         return found
 
+    if job.injected_slowdown_percent:  # such a run says nothing of memory
+        probe.cases.clear()
     # Memory is counted, not timed: both sides at once, unless each needs every GPU or times something in its metrics.
     with ThreadPoolExecutor(1 if job.ranks > 1 or pairs.probes_alone(job.pair) else 2) as pool:
         probes = dict(zip(SIDES, pool.map(probed, SIDES), strict=True))

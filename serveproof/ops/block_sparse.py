@@ -29,7 +29,7 @@ class Tuning:
 
 def tuning_of(block: int) -> Tuning:
     """Large tiles where blocks fill them; small blocks one row of blocks a program."""
-    return Tuning(128, 128, 8, 2) if block >= 128 else Tuning(block, 64, 4, 2)
+    return Tuning(128, 64, 4, 3) if block >= 128 else Tuning(block, 32, 1, 3)
 
 
 @triton.jit

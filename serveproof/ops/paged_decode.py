@@ -32,9 +32,9 @@ class Tuning:
 # (head dimension, bytes an element) -> tuning; others take the nearest smaller tile that fits shared memory
 TUNINGS = {
     (64, 2): Tuning(1024, 128, 4, 3),
-    (128, 2): Tuning(1024, 64, 4, 3),
-    (64, 1): Tuning(1024, 128, 4, 3),
-    (128, 1): Tuning(1024, 128, 4, 3),
+    (128, 2): Tuning(1024, 128, 4, 3),
+    (64, 1): Tuning(2048, 64, 2, 3),
+    (128, 1): Tuning(2048, 64, 2, 3),
 }
 DEFAULT = Tuning(512, 32, 4, 2)
 # For a step that must not launch a second kernel to merge: every sequence is one chunk.

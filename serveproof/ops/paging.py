@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+FLASHINFER_WORKSPACE_BYTES = 256 * 2**20
 SIGMA = 0.9  # spread of log-lengths
 
 
@@ -113,6 +114,23 @@ def flashinfer_plan(
     indptr = F.pad(pages_B.cumsum(0), (1, 0)).int()
     used_BP = torch.arange(table_BP.shape[1], device=table_BP.device)[None] < pages_B[:, None]
     return indptr, table_BP[used_BP].int(), ((lengths_B - 1) % page_size + 1).int()
+
+
+def flashinfer_decode(
+    q_BHD: torch.Tensor, k_NPHD: torch.Tensor, table_BP: torch.Tensor, lengths_B: torch.Tensor, use_tensor_cores: bool
+) -> Any:
+    """flashinfer's BatchDecodeWithPagedKVCacheWrapper, planned: call its run(q, (k, v)). flashinfer must be there."""
+    import flashinfer
+
+    page = k_NPHD.shape[1]
+    indptr, indices, last_B = flashinfer_plan(table_BP, lengths_B, page)
+    workspace = torch.empty(FLASHINFER_WORKSPACE_BYTES, dtype=torch.uint8, device=q_BHD.device)
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=use_tensor_cores)
+    wrapper.plan(
+        indptr, indices, last_B, q_BHD.shape[1], k_NPHD.shape[2], q_BHD.shape[2], page,
+        q_data_type=q_BHD.dtype, kv_data_type=k_NPHD.dtype,
+    )  # fmt: skip
+    return wrapper
 
 
 def kv_metrics(reserved_tokens: int, used_tokens: int, bytes_per_token: int, how: str) -> dict[str, Any]:

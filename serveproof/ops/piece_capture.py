@@ -14,10 +14,14 @@ Call = Callable[[], Any]
 
 @dataclass
 class Captured:
-    """The graphs by bucket, their pool, and what capturing them took."""
+    """The graphs by bucket, their pool, and what capturing them took.
+
+    pieces: kept, for the graphs read tensors that only the pieces hold; freed, their memory would be another's.
+    """
 
     pool: Any
     graphs: dict[int, list[torch.cuda.CUDAGraph]] = field(default_factory=dict)
+    pieces: dict[int, list[Call]] = field(default_factory=dict)
     seconds: float = 0.0
     device_bytes: int = 0
 
@@ -56,7 +60,7 @@ def capture(pieces_of: Callable[[int], list[Call]], buckets: Sequence[int]) -> C
                 piece()
             graphs.append(graph)
         torch.cuda.synchronize()
-        captured.graphs[bucket] = graphs
+        captured.graphs[bucket], captured.pieces[bucket] = graphs, pieces
         captured.seconds += time.perf_counter() - started
         captured.device_bytes += free_bytes - torch.cuda.mem_get_info()[0]
     return captured

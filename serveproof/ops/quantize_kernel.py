@@ -1,4 +1,4 @@
-"""The Triton kernel behind serveproof.ops.quantize: apart from it because a CPU may have no triton."""
+"""The Triton kernels behind serveproof.ops.quantize: apart from it because a CPU may have no triton."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import triton.language as tl
 
 E4M3_MAX = tl.constexpr(448.0)
 LEAST_AMAX = tl.constexpr(1e-12)
+TENSOR_WIDTH, TENSOR_WARPS = 4096, 4
+
+
+@triton.jit
+def _clamped(x, scale):
+    # By default maximum and minimum drop a NaN: a broken activation would come out as -448, a number like any other.
+    low = tl.maximum(x / scale, -E4M3_MAX, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(low, E4M3_MAX, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -16,9 +24,19 @@ def _rows(x, out, scales, stride_x, K: tl.constexpr, WIDTH: tl.constexpr):
     k = tl.arange(0, WIDTH)
     x_K = tl.load(x + row * stride_x + k, mask=k < K, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(x_K), 0), LEAST_AMAX) / E4M3_MAX
-    scaled_K = tl.minimum(tl.maximum(x_K / scale, -E4M3_MAX), E4M3_MAX)
-    tl.store(out + row * K + k, scaled_K.to(out.dtype.element_ty), mask=k < K)
+    tl.store(out + row * K + k, _clamped(x_K, scale).to(out.dtype.element_ty), mask=k < K)
     tl.store(scales + row, scale)
+
+
+@triton.jit
+def _tensor(x, amax, out, scale_out, elements, WIDTH: tl.constexpr):
+    program = tl.program_id(0)
+    at = program.to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    scale = tl.maximum(tl.load(amax), LEAST_AMAX, propagate_nan=tl.PropagateNan.ALL) / E4M3_MAX
+    x_W = tl.load(x + at, mask=at < elements, other=0.0).to(tl.float32)
+    tl.store(out + at, _clamped(x_W, scale).to(out.dtype.element_ty), mask=at < elements)
+    if program == 0:
+        tl.store(scale_out, scale)
 
 
 def launch(x_MK: torch.Tensor, out_MK: torch.Tensor, scale_M1: torch.Tensor) -> None:
@@ -27,3 +45,9 @@ def launch(x_MK: torch.Tensor, out_MK: torch.Tensor, scale_M1: torch.Tensor) -> 
     width = triton.next_power_of_2(K)
     warps = min(16, max(1, width // 512))
     _rows[(M,)](x_MK, out_MK, scale_M1, x_MK.stride(0), K=K, WIDTH=width, num_warps=warps)
+
+
+def launch_tensor(x_MK: torch.Tensor, amax: torch.Tensor, out_MK: torch.Tensor, scale: torch.Tensor) -> None:
+    """Fill out (M, K) and scale () from a contiguous x (M, K) and its largest magnitude amax () float32."""
+    programs = triton.cdiv(x_MK.numel(), TENSOR_WIDTH)
+    _tensor[(programs,)](x_MK, amax, out_MK, scale, x_MK.numel(), WIDTH=TENSOR_WIDTH, num_warps=TENSOR_WARPS)

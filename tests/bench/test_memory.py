@@ -9,11 +9,11 @@ from serveproof.pairs import ROOT
 
 # In a process of its own, as the harness does: freed memory of other tests would be used again.
 PROBE = """
-import os, sys, types, torch
+import sys, torch
 from serveproof.bench import memory
 torch.set_num_threads(1)
-module = types.SimpleNamespace(build=lambda inputs: lambda: torch.ones(int(sys.argv[1]), dtype=torch.uint8).max())
-print(*memory.peak_of(module, {"x": torch.zeros(2**20, dtype=torch.uint8), "n": 3}, "cpu"))
+build = lambda inputs: lambda: torch.ones(int(sys.argv[1]), dtype=torch.uint8).max()
+print(*memory.peak_of(build, {"x": torch.zeros(2**20, dtype=torch.uint8), "n": 3}, "cpu"))
 """
 
 

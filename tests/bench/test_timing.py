@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +29,8 @@ def turns(
     # 3 ms a call: no repeats are needed to fill a sample
     monkeypatch.setattr(timing.Stopwatch, "time_ms", lambda self, run, repeats: (3.0, run()))
     runs = {side: (lambda side=side: (side, refill.count)) for side in ("baseline", "optimized")}
-    found = timing.take_turns(runs, refill, "cpu", rounds, 2, lambda side, output: checked.append((side, output)))
+    watch = timing.Stopwatch("cpu")
+    found = timing.take_turns(runs, refill, watch, rounds, 2, lambda side, output: checked.append((side, output)))
     return found, checked, refill
 
 
@@ -52,18 +52,33 @@ def test_every_call_has_fresh_inputs_and_both_sides_timed_outputs_are_checked(mo
 
 def test_short_calls_are_repeated_to_fill_a_sample() -> None:
     runs = {side: (lambda: None) for side in ("baseline", "optimized")}
-    found = timing.take_turns(runs, FakeRefill(), "cpu", 1, 3, lambda side, output: None)  # type: ignore[arg-type]
+    watch = timing.Stopwatch("cpu")
+    found = timing.take_turns(runs, FakeRefill(), watch, 1, 3, lambda side, output: None)  # type: ignore[arg-type]
     assert min(found.repeats.values()) > 100
     assert all(sample.time_ms < 1 for sample in found.samples)
 
 
 def test_a_throttled_round_is_thrown_away_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        timing, "Stopwatch", lambda device: SimpleNamespace(l2_flush_bytes=1, time_ms=lambda r, n: (1.0, r()))
-    )
+    watch = timing.Stopwatch("cpu")
+    watch.device = "cuda"
     answers = iter([[], [], ["hw_thermal_slowdown"], [], [], [], [], []])
     monkeypatch.setattr(timing, "slowdown_reasons", lambda: next(answers))
     runs = {side: (lambda: None) for side in ("baseline", "optimized")}
-    found = timing.take_turns(runs, FakeRefill(), "cuda", 3, 1, lambda side, output: None)  # type: ignore[arg-type]
+    found = timing.take_turns(runs, FakeRefill(), watch, 3, 1, lambda side, output: None)  # type: ignore[arg-type]
     assert {s.round for s in found.samples} == {0, 2}
     assert found.discard_reasons == ["round 1: hw_thermal_slowdown"]
+
+
+def test_calls_divide_the_time_and_what_a_closure_observes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> None:
+        return None
+
+    run.calls = 4  # type: ignore[attr-defined]
+    run.observed = lambda: {"tpot_ms": (2.5, "ms", "")}  # type: ignore[attr-defined]
+    monkeypatch.setattr(timing.Stopwatch, "_host_ms", lambda self, run, repeats: (12.0 * repeats, run()))
+    watch = timing.Stopwatch("cpu")
+    runs = dict.fromkeys(("baseline", "optimized"), run)
+    found = timing.take_turns(runs, FakeRefill(), watch, 2, 1, lambda side, output: None)  # type: ignore[arg-type]
+    assert {sample.time_ms for sample in found.samples} == {3.0}
+    assert found.method == "host_clock"
+    assert found.observed["optimized", "tpot_ms"] == [(2.5, "ms", "")] * 4

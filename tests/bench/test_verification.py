@@ -4,28 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import yaml
 
 from serveproof import pairs
-from serveproof.bench import inputs, verification
+from serveproof.bench import inputs, verification, worker
+from serveproof.bench.host_sync import HostSync
+from serveproof.bench.job import Case, Job
 
 WORKLOADS = yaml.safe_load((pairs.ROOT / "config/workloads.yaml").read_text())
 CASES = [(name, case) for name in pairs.names() for case in WORKLOADS[name].get("cpu", [])]
 
 
 @pytest.mark.parametrize(("name", "case"), CASES, ids=[f"{name}-{case['case']}" for name, case in CASES])
-@pytest.mark.parametrize("side", ["baseline", "optimized"])
-def test_every_pair_passes_and_rejects_the_four_corruptions(name: str, case: dict[str, Any], side: str) -> None:
+def test_every_pair_passes_and_rejects_the_four_corruptions(name: str, case: dict[str, Any]) -> None:
     pair = pairs.load(name)
     refusal = pair.optimized.requires("cpu")
     if refusal:
         pytest.skip(refusal)
-    refill = inputs.Refill(pair, case["axes"], "cpu", seed=7)
-    found = verification.verify_side(verification.build_side(pair, side, refill), refill, pair, case["tolerance_eps"])
+    job = Job(
+        mode="verify", pair=name, cases=[], device="cpu", threads=1, rounds=0, warmup_rounds=0, seed=7
+    )  # fmt: skip
+    found = worker.verify_case(pair, msgspec.convert({"tier": "cpu", **case}, Case), job).verified
+    assert found is not None
     assert (found.status, found.reason) == ("passed", "")
-    assert found.must_fail == dict.fromkeys(verification.CORRUPTIONS, True)
+    ran = [check for check in found.candidates.values() if check.status != "skipped"]
+    for check in (found.baseline, found.optimized, *ran):
+        assert check.must_fail == dict.fromkeys(verification.CORRUPTIONS, True)
 
 
 def test_every_pair_has_a_workload_and_every_workload_a_pair() -> None:
@@ -69,7 +76,41 @@ def test_a_check_that_accepts_corruption_is_itself_a_failure() -> None:
     pair = pairs.load("flash_sdp")
     axes = {"batch": 1, "heads": 1, "seq": 16, "head_dim": 8, "causal": False, "dtype": "float32"}
     refill = inputs.Refill(pair, axes, "cpu", seed=0)
-    run = verification.build_side(pair, "optimized", refill)
-    found = verification.verify_side(run, refill, pair, tolerance_eps=1e8)
+    runs = {"flash": pair.optimized.build(pairs.restrict(pair.optimized, refill.live))}
+    found = verification.verify(runs, {"flash": 1e8}, set(), refill, pair)["flash"]
     assert found.status == "failed"
     assert "it can't fail" in found.reason
+
+
+def test_one_closure_that_raises_stops_no_other() -> None:
+    pair = pairs.load("flash_sdp")
+    axes = {"batch": 1, "heads": 1, "seq": 16, "head_dim": 8, "causal": False, "dtype": "float32"}
+    refill = inputs.Refill(pair, axes, "cpu", seed=0)
+
+    def broken() -> torch.Tensor:
+        raise RuntimeError("on purpose")
+
+    runs = {"broken": broken, "good": pair.baseline.build(pairs.restrict(pair.baseline, refill.live))}
+    found = verification.verify(runs, dict.fromkeys(runs, 32.0), set(), refill, pair)
+    assert [check.status for check in found.values()] == ["error", "passed"]
+    assert "on purpose" in found["broken"].reason
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (NotImplementedError("head dim 72"), "skipped", "head dim 72"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"), "out_of_memory", "asked for 20.00 GiB"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes. Error code 12"), "out_of_memory", "asked for 4096 bytes"),
+        (MemoryError(), "out_of_memory", "the host gave no more memory"),
+        (HostSync("waits"), "failed", "waits"),
+    ],
+)  # fmt: skip
+def test_an_exception_has_a_status(error: Exception, status: str, reason: str) -> None:
+    assert verification.outcome_of(error) == (status, reason)
+
+
+def test_real_memory_that_is_not_there_says_how_much_was_asked_for() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert verification.outcome_of(caught.value) == ("out_of_memory", f"asked for {2**62} bytes")

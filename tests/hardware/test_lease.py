@@ -42,7 +42,7 @@ def test_a_second_holder_waits_and_a_killed_one_holds_nothing(capsys: pytest.Cap
     holder.wait()
     started = time.monotonic()
     with lease.lease("cpu", poll_s=0.01) as name:
-        assert name == "cpu"
+        assert name == ["cpu"]
     assert time.monotonic() - started < 5
 
 
@@ -56,6 +56,26 @@ def test_a_leased_gpu_is_the_only_visible_one(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(lease, "visible_gpus", lambda: gpus)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with lease.lease("cuda") as first, lease.lease("cuda") as second:
-        assert (first, second) == ("GPU-a", "GPU-b")
+        assert (first, second) == (["GPU-a"], ["GPU-b"])
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b"
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_every_gpu_is_waited_for_and_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [key.Gpu(0, "GPU-b", "NVIDIA H200"), key.Gpu(1, "GPU-a", "NVIDIA H200")]
+    monkeypatch.setattr(lease, "visible_gpus", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with lease.lease("cuda", every=True) as held:
+        assert held == ["GPU-a", "GPU-b"]
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
+        with pytest.raises(UserError, match="still leased"), lease.lease("cuda", poll_s=0.01, limit_s=0.05):
+            pass
+    with (
+        lease.lease("cuda"),
+        pytest.raises(UserError, match="still leased"),
+        lease.lease("cuda", every=True, poll_s=0.01, limit_s=0.05),
+    ):
+        pass
+    # what was taken before it gave up is free again
+    with lease.lease("cuda", every=True, limit_s=1) as held:
+        assert len(held) == 2
