@@ -35,12 +35,16 @@ def reference(inputs):
 
 
 def work(axes):
-    """Of one call: each rank reads its own tensor and writes the sum. What crosses the links is not in the ceilings."""
-    itemsize = getattr(torch, axes["dtype"]).itemsize
-    moved = 2 * axes["elements"] * itemsize
+    """Of one call: a rank adds and reads its own tensor once, at least. The links' rate is not among the ceilings.
+
+    The items are bus bytes, 2 (n - 1) / n of the tensor for n ranks (2 without a process group): what must go out
+    and come in over a rank's links however the reduction is done. So the throughput is nccl-tests' bus bandwidth.
+    """
+    moved = axes["elements"] * getattr(torch, axes["dtype"]).itemsize
+    n = dist.get_world_size() if dist.is_initialized() else 2
     return {
         "flops": axes["elements"], "bytes": moved, "dtype": axes["dtype"],
-        "items": axes["elements"] * itemsize, "item": "reduced bytes",
+        "items": 2 * (n - 1) / n * moved, "item": "bus bytes",
     }  # fmt: skip
 
 

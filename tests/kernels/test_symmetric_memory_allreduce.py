@@ -23,7 +23,6 @@ pytest.importorskip("triton", reason="triton is not installed: the kernels' math
 PAIR = pairs.load("symmetric_memory_allreduce")
 WORLD = 2
 SHARED_BYTES = 2**17
-needs_two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
 def in_ranks(work: Any, tmp_path: Path, *arguments: Any) -> list[Any]:
@@ -187,10 +186,13 @@ def test_every_rank_needs_every_gpu_and_nccl_is_a_candidate() -> None:
     assert list(PAIR.optimized.build(made))[-1] == "nccl"
 
 
-def test_work_reads_and_writes_the_own_tensor_once() -> None:
-    work = PAIR.baseline.work({"elements": 4096, "dtype": "bfloat16"})
-    assert work["bytes"] == 2 * 4096 * 2
-    assert work["items"] == 4096 * 2
+def test_work_reads_the_own_tensor_once_and_counts_bus_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = {"elements": 4096, "dtype": "bfloat16"}
+    work = PAIR.baseline.work(axes)
+    assert (work["bytes"], work["items"]) == (8192, 8192)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    assert PAIR.baseline.work(axes)["items"] == 2 * 7 / 8 * 8192
 
 
 def test_no_multicast_anywhere() -> None:
