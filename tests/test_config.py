@@ -55,7 +55,7 @@ def test_smoke_overrides_only_known_keys() -> None:
         ("measure.rounds", "ten", r"key 'measure.rounds' \(A B B A rounds a process\): 'ten' is not of type 'integer'"),
         ("measure.processes", 1, "measure.processes"),
         ("pairs", ["flash_sd"], r"pair 'flash_sd' doesn't exist; did you mean 'flash_sdp'\?"),
-        ("pairs", ["nothing_like_it"], "doesn't exist; kernels/ has: flash_sdp, paged_attention"),
+        ("pairs", ["nothing_like_it"], "doesn't exist; kernels/ has: flash_sdp, flashinfer_block_sparse"),
         ("model", "/no/such/model", "key 'model': /no/such/model doesn't exist; give a path or `default`"),
         ("text", "~/no-such-text.txt", "key 'text': ~/no-such-text.txt doesn't exist"),
         ("perplexity.stride_tokens", 4096, "key 'perplexity.stride_tokens': must be less"),

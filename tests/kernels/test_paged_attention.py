@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serveproof import pairs
+from serveproof.ops import paging
 
 PAIR = pairs.load("paged_attention")
 AXES = {
@@ -23,7 +24,7 @@ AXES = {
 
 
 def outputs(axes: dict[str, object], lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    monkeypatch.setattr(PAIR.baseline, "draw_lengths", lambda axes: torch.tensor(lengths))
+    monkeypatch.setattr(paging, "draw_lengths", lambda axes: torch.tensor(lengths))
     made = PAIR.baseline.make_inputs(axes | {"batch": len(lengths), "max_len": max(lengths)}, "cpu", 3)
     sides = [pairs_side.build(pairs.restrict(pairs_side, made))() for pairs_side in (PAIR.baseline, PAIR.optimized)]
     return [*sides, PAIR.baseline.reference(made)]
@@ -53,23 +54,42 @@ def test_lengths_at_a_pages_edges(lengths: list[int], monkeypatch: pytest.Monkey
 
 @given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=8), page=st.integers(1, 32))
 def test_a_block_table_gives_every_page_to_one_sequence(lengths: list[int], page: int) -> None:
-    table_BP, pages = PAIR.baseline.block_table(torch.tensor(lengths), page)
+    table_BP, pages = paging.block_table(torch.tensor(lengths), page)
     used = [page_id for b, n in enumerate(lengths) for page_id in table_BP[b, : -(-n // page)].tolist()]
     assert sorted(used) == list(range(pages))
 
 
 def test_lengths_are_long_tailed_and_the_same_for_every_seed() -> None:
     axes = AXES | {"batch": 64, "max_len": 4096, "median_len": 300}
-    lengths = PAIR.baseline.draw_lengths(axes)
-    assert torch.equal(lengths, PAIR.baseline.draw_lengths(axes))
+    lengths = paging.draw_lengths(axes)
+    assert torch.equal(lengths, paging.draw_lengths(axes))
     assert lengths.max() == 4096
     assert lengths.min() >= 1
     assert lengths.double().mean() > 1.2 * lengths.double().median()
 
 
+def test_uniform_lengths_and_a_wrong_kind_of_them() -> None:
+    assert paging.draw_lengths(AXES | {"lengths": "uniform"}).tolist() == [70] * 5
+    with pytest.raises(ValueError, match="axis lengths is 'even'"):
+        paging.draw_lengths(AXES | {"lengths": "even"})
+
+
+@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=5), page=st.sampled_from([1, 8, 16]))
+def test_pages_hold_what_the_contiguous_cache_holds_and_flashinfer_is_told_so(lengths: list[int], page: int) -> None:
+    lengths_B = torch.tensor(lengths)
+    table_BP, pages = paging.block_table(lengths_B, page)
+    cache_BSHD = torch.randn(len(lengths), max(lengths), 2, 4)
+    pool_NPHD = paging.fill_pages(cache_BSHD, lengths_B, table_BP, pages, page)
+    indptr, indices, last_B = paging.flashinfer_plan(table_BP, lengths_B, page)
+    for b, n in enumerate(lengths):
+        mine = indices[indptr[b] : indptr[b + 1]].long()
+        assert (len(mine) - 1) * page + int(last_B[b]) == n
+        assert torch.equal(pool_NPHD[mine].flatten(0, 1)[:n], cache_BSHD[b, :n])
+
+
 def test_work_counts_valid_tokens_only() -> None:
     work = PAIR.baseline.work(AXES)
-    tokens = int(PAIR.baseline.draw_lengths(AXES).sum())
+    tokens = int(paging.draw_lengths(AXES).sum())
     assert work["flops"] == 4 * tokens * 8 * 16
     assert work["bytes"] == (2 * tokens * 2 + 2 * 5 * 8) * 16 * 4
 
