@@ -76,12 +76,12 @@ def build(inputs):
 
         run_flashinfer.backend = "flashinfer tensor cores"
         return run_flashinfer
-    from serveproof.ops import paged_decode
+    from serveproof.ops import paged_decode, paged_plan
 
-    plan = paged_decode.plan_for(q_BHD, k_NPHD, inputs["lengths_B"])
+    plan = paged_plan.plan_for(q_BHD, k_NPHD, inputs["lengths_B"])
 
     def run():
-        return paged_decode.paged_decode(q_BHD, k_NPHD, v_NPHD, inputs["block_table_BP"], inputs["lengths_B"], plan)
+        return paged_decode.paged_decode(q_BHD, k_NPHD, v_NPHD, inputs["block_table_BP"], plan)
 
     run.backend = "triton split-kv"
     return run

@@ -49,18 +49,16 @@ def build_triton(inputs):
     """Our split-KV kernel, planned once a step; the scales are applied inside."""
     if importlib.util.find_spec("triton") is None:
         raise NotImplementedError("triton is not installed: it comes with torch for CUDA")
-    from serveproof.ops import paged_decode
+    from serveproof.ops import paged_decode, paged_plan
 
     q_BHD, k_NPHD, v_NPHD = inputs["q_BHD"], inputs["k_fp8_NPHD"], inputs["v_fp8_NPHD"]
-    plan = paged_decode.plan_for(q_BHD, k_NPHD, inputs["lengths_B"])
+    plan = paged_plan.plan_for(q_BHD, k_NPHD, inputs["lengths_B"])
     scales = inputs["k_scale_H"], inputs["v_scale_H"]
 
     def run():
-        return paged_decode.paged_decode(
-            q_BHD, k_NPHD, v_NPHD, inputs["block_table_BP"], inputs["lengths_B"], plan, scales
-        )
+        return paged_decode.paged_decode(q_BHD, k_NPHD, v_NPHD, inputs["block_table_BP"], plan, scales)
 
-    run.plan = f"the chunks of {plan.tuning.chunk} tokens are dealt out once a step, for all its layers"
+    run.plan = f"{plan.items.shape[1]} parts of the sequences dealt out once a step, for all its layers"
     return run
 
 

@@ -44,15 +44,15 @@ def build_triton(inputs):
     """Our split-KV kernel, planned once: a served step plans once and runs every layer."""
     if importlib.util.find_spec("triton") is None:
         raise NotImplementedError("triton is not installed: it comes with torch for CUDA")
-    from serveproof.ops import paged_decode
+    from serveproof.ops import paged_decode, paged_plan
 
     q_BHD, k_NPHD, v_NPHD = inputs["q_BHD"], inputs["k_pages_NPHD"], inputs["v_pages_NPHD"]
-    plan = paged_decode.plan_for(q_BHD, k_NPHD, inputs["lengths_B"])
+    plan = paged_plan.plan_for(q_BHD, k_NPHD, inputs["lengths_B"])
 
     def run():
-        return paged_decode.paged_decode(q_BHD, k_NPHD, v_NPHD, inputs["block_table_BP"], inputs["lengths_B"], plan)
+        return paged_decode.paged_decode(q_BHD, k_NPHD, v_NPHD, inputs["block_table_BP"], plan)
 
-    run.plan = f"the chunks of {plan.tuning.chunk} tokens are dealt out once a step, for all its layers"
+    run.plan = f"{plan.items.shape[1]} parts of the sequences dealt out once a step, for all its layers"
     return run
 
 

@@ -54,7 +54,7 @@ def block_table(lengths_B: torch.Tensor, page_size: int) -> tuple[torch.Tensor, 
 def fill_pages(
     cache_BSHD: torch.Tensor, lengths_B: torch.Tensor, table_BP: torch.Tensor, pages: int, page_size: int
 ) -> torch.Tensor:
-    """The valid tokens of a contiguous cache in a pool (pages, page, H, D); the ends of last pages are zero."""
+    """A contiguous cache in a pool (pages, page, H, D); the ends of last pages are its padding, zero past its end."""
     B, S, H, D = cache_BSHD.shape
     width = table_BP.shape[1] * page_size
     padded_BPpHD = F.pad(cache_BSHD, (0, 0, 0, 0, 0, width - S)).view(B, -1, page_size, H, D)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serveproof import pairs
+from serveproof.bench.verification import CORRUPTIONS, check, corrupt
 from serveproof.ops import paging
 
 PAIR = pairs.load("paged_attention")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 AXES = {
     "batch": 5,
     "q_heads": 8,
@@ -52,39 +56,21 @@ def test_lengths_at_a_pages_edges(lengths: list[int], monkeypatch: pytest.Monkey
     torch.testing.assert_close(paged.double(), reference, rtol=1e-4, atol=1e-5)
 
 
-@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=8), page=st.integers(1, 32))
-def test_a_block_table_gives_every_page_to_one_sequence(lengths: list[int], page: int) -> None:
-    table_BP, pages = paging.block_table(torch.tensor(lengths), page)
-    used = [page_id for b, n in enumerate(lengths) for page_id in table_BP[b, : -(-n // page)].tolist()]
-    assert sorted(used) == list(range(pages))
+@pytest.mark.parametrize("side", ["baseline", "optimized"])
+def test_wrong_outputs_are_rejected(side: str) -> None:
+    module = PAIR.side(side)
+    made, other = (PAIR.baseline.make_inputs(AXES, "cpu", seed) for seed in (0, 1))
+    output, stale = (module.build(pairs.restrict(module, inputs))() for inputs in (made, other))
+    reference = PAIR.baseline.reference(made)
+    assert check(output, reference, 32).status == "passed"
+    for kind in CORRUPTIONS:
+        assert check(corrupt(kind, output, stale), reference, 32).status == "failed", kind
 
 
-def test_lengths_are_long_tailed_and_the_same_for_every_seed() -> None:
-    axes = AXES | {"batch": 64, "max_len": 4096, "median_len": 300}
-    lengths = paging.draw_lengths(axes)
-    assert torch.equal(lengths, paging.draw_lengths(axes))
-    assert lengths.max() == 4096
-    assert lengths.min() >= 1
-    assert lengths.double().mean() > 1.2 * lengths.double().median()
-
-
-def test_uniform_lengths_and_a_wrong_kind_of_them() -> None:
-    assert paging.draw_lengths(AXES | {"lengths": "uniform"}).tolist() == [70] * 5
-    with pytest.raises(ValueError, match="axis lengths is 'even'"):
-        paging.draw_lengths(AXES | {"lengths": "even"})
-
-
-@given(lengths=st.lists(st.integers(1, 90), min_size=1, max_size=5), page=st.sampled_from([1, 8, 16]))
-def test_pages_hold_what_the_contiguous_cache_holds_and_flashinfer_is_told_so(lengths: list[int], page: int) -> None:
-    lengths_B = torch.tensor(lengths)
-    table_BP, pages = paging.block_table(lengths_B, page)
-    cache_BSHD = torch.randn(len(lengths), max(lengths), 2, 4)
-    pool_NPHD = paging.fill_pages(cache_BSHD, lengths_B, table_BP, pages, page)
-    indptr, indices, last_B = paging.flashinfer_plan(table_BP, lengths_B, page)
-    for b, n in enumerate(lengths):
-        mine = indices[indptr[b] : indptr[b + 1]].long()
-        assert (len(mine) - 1) * page + int(last_B[b]) == n
-        assert torch.equal(pool_NPHD[mine].flatten(0, 1)[:n], cache_BSHD[b, :n])
+def test_equal_lengths_leave_no_padding_to_save() -> None:
+    made = PAIR.baseline.make_inputs(AXES | {"lengths": "uniform", "max_len": 32}, "cpu", 0)
+    assert made["lengths_B"].tolist() == [32] * 5
+    assert PAIR.baseline.metrics(made)["kv_bytes_reserved"][0] == PAIR.optimized.metrics(made)["kv_bytes_reserved"][0]
 
 
 def test_work_counts_valid_tokens_only() -> None:
@@ -102,3 +88,13 @@ def test_reserved_and_used_bytes() -> None:
     assert padded["kv_bytes_reserved"][0] == made["k_cache_BSHD"].nbytes + made["v_cache_BSHD"].nbytes
     assert paged["kv_bytes_reserved"][0] == made["k_pages_NPHD"].nbytes + made["v_pages_NPHD"].nbytes
     assert paged["kv_fragmentation"][0] < padded["kv_fragmentation"][0]
+
+
+@pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU, and TRITON_INTERPRET not 1")
+@pytest.mark.parametrize("lengths", ["uniform", "long_tailed"])
+def test_every_candidate_equals_the_reference_on_a_gpu(lengths: str) -> None:
+    axes = AXES | {"head_dim": 128, "max_len": 500, "median_len": 100, "lengths": lengths, "dtype": "bfloat16"}
+    made = PAIR.baseline.make_inputs(axes, "cuda", 0)
+    for name, make_run in PAIR.optimized.build(pairs.restrict(PAIR.optimized, made)).items():
+        result = check(make_run()(), PAIR.baseline.reference(made), 2)
+        assert result.status == "passed", (name, result.reason)
