@@ -90,10 +90,12 @@ def test_one_closure_that_raises_stops_no_other() -> None:
     def broken() -> torch.Tensor:
         raise RuntimeError("on purpose")
 
-    runs = {"broken": broken, "good": pair.baseline.build(pairs.restrict(pair.baseline, refill.live))}
+    good = pair.baseline.build(pairs.restrict(pair.baseline, refill.live))
+    runs = {"broken": broken, "flat": lambda: good().flatten(), "good": good}
     found = verification.verify(runs, dict.fromkeys(runs, 32.0), set(), refill, pair)
-    assert [check.status for check in found.values()] == ["error", "passed"]
+    assert [check.status for check in found.values()] == ["error", "error", "passed"]
     assert "on purpose" in found["broken"].reason
+    assert "shape" in found["flat"].reason
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def requires(device):
     return None
 
 def build(inputs):
-    out = torch.zeros_like(inputs["q_BHSD"])
+    out = torch.zeros_like(inputs["q_BSHD"].transpose(1, 2))
     return lambda: out
 """,
     "wrong_build": """
