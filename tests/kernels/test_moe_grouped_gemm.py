@@ -13,7 +13,15 @@ from serveproof import pairs
 from serveproof.ops import moe_workload
 
 PAIR = pairs.load("moe_grouped_gemm")
-AXES = {"tokens": 20, "experts": 8, "top_k": 2, "hidden": 32, "out": 32, "traffic": "uniform", "dtype": "float32"}
+AXES: dict[str, Any] = {
+    "tokens": 20,
+    "experts": 8,
+    "top_k": 2,
+    "hidden": 32,
+    "out": 32,
+    "traffic": "uniform",
+    "dtype": "float32",
+}
 SHAPES = [
     {},
     {"top_k": 1},
@@ -51,6 +59,63 @@ def test_our_kernels_in_the_interpreter(changes: dict[str, Any]) -> None:
     tuning = moe_gemm.Tuning(16, 16, 16, 4, 2)
     found = moe_gemm.moe_layer(made["x_TK"], made["w_ENK"], made["logits_TE"], axes["top_k"], tuning)
     torch.testing.assert_close(found.double(), PAIR.baseline.reference(made), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])  # the interpreter multiplies bfloat16 as integers
+@pytest.mark.parametrize("copy_engine", [False, True], ids=["pointers", "descriptor"])
+@pytest.mark.parametrize("changes", [{"top_k": 1}, {"traffic": "adversarial"}, {"traffic": "zipf", "experts": 5}])
+def test_both_ways_of_loading_weights(changes: dict[str, Any], copy_engine: bool, dtype: str) -> None:
+    """moe_layer takes the descriptor only on compute capability 9 and later: here the kernel is launched by itself."""
+    triton = pytest.importorskip("triton", reason="triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("these tensors are the interpreter's")
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    from serveproof.ops import moe_gemm
+
+    axes = AXES | changes | {"dtype": dtype}
+    made = PAIR.baseline.make_inputs(axes, "cpu", 0)
+    T, E, top_k, K, N = (axes[name] for name in ("tokens", "experts", "top_k", "hidden", "out"))
+    counts_E, rows_ER, gates_R = moe_gemm.route(made["logits_TE"], top_k)
+    flat = made["w_ENK"].view(E * N, K)
+    out_RN = torch.full((T * top_k, N), float("nan"), dtype=flat.dtype)
+    weights = TensorDescriptor.from_tensor(flat, [16, 16]) if copy_engine else flat
+    most_tiles = triton.cdiv(T * top_k, 16) + min(E, T * top_k)
+    moe_gemm._grouped[(most_tiles * (N // 16),)](
+        made["x_TK"], flat, weights, out_RN, counts_E, rows_ER, gates_R, T * top_k, K, EXPERTS=E,
+        WIDTH=triton.next_power_of_2(E), TOP_K=top_k, K=K, N=N, ROWS=16, COLUMNS=16, DEPTH=16, STAGES=2,
+        COPY_ENGINE=copy_engine,
+    )  # fmt: skip
+    found = out_RN.view(T, top_k, N).double().sum(1)
+    tolerance = 1e-4 if dtype == "float32" else 4e-3
+    torch.testing.assert_close(found, PAIR.baseline.reference(made), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph of our kernels needs a GPU")
+@pytest.mark.parametrize("changes", [{"top_k": 1}, {"traffic": "adversarial"}, {"traffic": "zipf"}])
+def test_a_cuda_graph_of_our_kernels_follows_new_values(changes: dict[str, Any]) -> None:
+    from serveproof.ops import moe_gemm
+
+    axes = AXES | {"tokens": 300, "hidden": 128, "out": 512, "dtype": "bfloat16"} | changes
+    made = PAIR.baseline.make_inputs(axes, "cuda", 0)
+
+    def run() -> torch.Tensor:
+        return moe_gemm.moe_layer(made["x_TK"], made["w_ENK"], made["logits_TE"], axes["top_k"])
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out_TN = run()
+    for name, value in PAIR.baseline.make_inputs(axes, "cuda", 1).items():
+        if isinstance(value, torch.Tensor):
+            made[name].copy_(value)
+    made["logits_TE"].copy_(made["logits_TE"].roll(1, dims=1))  # other experts, so other tiles, in the same graph
+    graph.replay()
+    torch.testing.assert_close(out_TN.float(), PAIR.baseline.reference(made), rtol=2e-2, atol=2e-2)
 
 
 def test_our_kernels_refuse_what_they_cannot_take() -> None:
