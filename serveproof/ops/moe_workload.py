@@ -8,6 +8,7 @@ burst are assumptions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,12 +28,13 @@ def assign(kind: str, tokens: int, experts: int, top_k: int, seed: int = 0, expo
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}; it can be {', '.join(KINDS)}")
-    if tokens < 1 or experts < 1:
-        raise ValueError(f"tokens and experts must be 1 or more; they are {tokens} and {experts}")
+    for name, value in (("tokens", tokens), ("experts", experts)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be 1 or more")
     if not 1 <= top_k <= experts:
         raise ValueError(f"top_k is {top_k}; it must be from 1 to experts ({experts})")
-    if exponent < 0:
-        raise ValueError(f"exponent is {exponent}; it must be 0 or more")
+    if not (math.isfinite(exponent) and exponent >= 0):
+        raise ValueError(f"exponent is {exponent}; it must be finite and 0 or more")
     generator = torch.Generator().manual_seed(seed)
     order_E = torch.randperm(experts, generator=generator)
     weight_TE = torch.ones(tokens, experts)
@@ -53,8 +55,22 @@ def assign(kind: str, tokens: int, experts: int, top_k: int, seed: int = 0, expo
     return (weight_TE.log() + gumbel_TE).topk(top_k, dim=1).indices
 
 
+def _check_ids(ids_TK: torch.Tensor, experts: int) -> None:
+    """ValueError unless each row holds distinct experts from 0 to experts - 1."""
+    if ids_TK.dtype != torch.int64 or ids_TK.dim() != 2 or not ids_TK.numel():
+        raise ValueError(f"ids_TK is {ids_TK.dtype} {tuple(ids_TK.shape)}; it must be int64 (tokens, top_k), not empty")
+    if int(ids_TK.min()) < 0 or int(ids_TK.max()) >= experts:
+        raise ValueError(f"ids_TK reaches from {int(ids_TK.min())} to {int(ids_TK.max())}; experts is {experts}")
+    if bool((ids_TK.sort(1).values.diff(dim=1) == 0).any()):
+        raise ValueError("ids_TK names an expert twice for one token")
+
+
 def logits_of(ids_TK: torch.Tensor, experts: int, generator: torch.Generator) -> torch.Tensor:
-    """(tokens, experts) float32 router logits whose top_k are exactly `ids_TK`, whatever the generator's seed."""
+    """(tokens, experts) float32 router logits whose top_k are exactly `ids_TK`, whatever the generator's seed.
+
+    ValueError where no logits could choose those ids: one twice for a token, or one that is no expert.
+    """
+    _check_ids(ids_TK, experts)
     device = generator.device
     logits_TE = (2 * torch.rand(ids_TK.shape[0], experts, generator=generator, device=device) - 1) * SPREAD
     return logits_TE.scatter_add(1, ids_TK.to(device), torch.full(ids_TK.shape, CHOSEN, device=device))
@@ -62,14 +78,21 @@ def logits_of(ids_TK: torch.Tensor, experts: int, generator: torch.Generator) ->
 
 @dataclass(frozen=True)
 class Load:
-    """How a batch falls on the experts. imbalance: the busiest expert's rows over the mean of all."""
+    """How a batch falls on the experts, those without rows included.
+
+    imbalance: the busiest expert's rows over the mean. gini: 0 when all have as many, 1 - 1/experts when one has all.
+    """
 
     rows_E: torch.Tensor
     active: int
     imbalance: float
+    gini: float
 
 
 def load_of(ids_TK: torch.Tensor, experts: int) -> Load:
-    """Rows an expert gets, how many get any, and how uneven that is."""
+    """Rows an expert gets, how many get any, and how uneven that is. ValueError for ids that are no experts."""
+    _check_ids(ids_TK, experts)
     rows_E = torch.bincount(ids_TK.flatten(), minlength=experts)
-    return Load(rows_E, int((rows_E > 0).sum()), float(rows_E.max() / rows_E.float().mean()))
+    rank_E = 2 * torch.arange(1, experts + 1, device=rows_E.device) - experts - 1
+    gini = float((rank_E * rows_E.sort().values).sum() / (experts * rows_E.sum()))
+    return Load(rows_E, int((rows_E > 0).sum()), float(rows_E.max() / rows_E.float().mean()), gini)

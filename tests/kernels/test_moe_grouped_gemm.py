@@ -170,14 +170,50 @@ def test_bursts_move() -> None:
     ("arguments", "message"),
     [
         (("even", 4, 4, 1), "kind is 'even'"),
-        (("uniform", 0, 4, 1), "tokens and experts"),
+        (("uniform", 0, 4, 1), "tokens is 0"),
+        (("uniform", 4, 0, 1), "experts is 0"),
         (("uniform", 4, 4, 5), "top_k is 5"),
         (("zipf", 4, 4, 1, 0, -1.0), "exponent is -1.0"),
+        (("zipf", 4, 4, 1, 0, float("nan")), "exponent is nan"),
     ],
 )
 def test_a_bad_argument_is_named(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         moe_workload.assign(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[0, 0]], "twice for one token"),
+        ([[0, 4]], "reaches from 0 to 4; experts is 4"),
+        ([[-1, 0]], "reaches from -1 to 0"),
+        ([[0.0, 1.0]], "ids_TK is torch.float32"),
+        ([0, 1], "ids_TK is torch.int64 \\(2,\\)"),
+    ],
+)
+def test_ids_that_no_router_gives_are_refused(ids: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        moe_workload.logits_of(torch.tensor(ids), 4, torch.Generator())
+    with pytest.raises(ValueError, match=message):
+        moe_workload.load_of(torch.tensor(ids), 4)
+
+
+def test_gini_of_known_loads() -> None:
+    assert moe_workload.load_of(torch.tensor([[0], [1], [2], [3]]), 4).gini == 0
+    assert moe_workload.load_of(torch.tensor([[2]] * 8), 4).gini == pytest.approx(0.75)
+    assert moe_workload.load_of(torch.tensor([[0], [1], [1], [1]]), 2).gini == pytest.approx(0.25)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), low=st.floats(0, 0.5), step=st.floats(0.7, 1.5))
+def test_a_steeper_zipf_is_more_skewed(seed: int, low: float, step: float) -> None:
+    gentle, steep = (
+        moe_workload.load_of(moe_workload.assign("zipf", 2048, 16, 1, seed, exponent), 16)
+        for exponent in (low, low + step)
+    )
+    assert gentle.gini < steep.gini
+    assert gentle.imbalance < steep.imbalance
 
 
 def test_work_counts_only_experts_that_have_rows() -> None:
