@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import Any
 
 import pytest
@@ -10,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serveproof import pairs
+from serveproof.bench.candidates import made as make_candidates
+from serveproof.bench.verification import CORRUPTIONS, check, corrupt
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PAIR = pairs.load("flashinfer_block_sparse")
 AXES = {"seq": 96, "heads": 2, "head_dim": 16, "block": 16, "window_blocks": 1, "dtype": "float32"}
 
@@ -90,3 +95,69 @@ def test_work_counts_kept_blocks_only() -> None:
 def test_seq_must_be_whole_blocks() -> None:
     with pytest.raises(ValueError, match="seq is 90"):
         PAIR.baseline.block_mask(AXES | {"seq": 90})
+
+
+@settings(max_examples=50, deadline=None)
+@given(M=st.integers(1, 12), window=st.integers(0, 3), density=st.none() | st.floats(0, 1))
+def test_any_axes_give_a_csr_of_the_mask_without_empty_rows(M: int, window: int, density: float | None) -> None:
+    axes = AXES | {"seq": 16 * M, "window_blocks": window, "heads": 1, "head_dim": 1}
+    axes |= {} if density is None else {"density": density}
+    mask_MM = PAIR.baseline.block_mask(axes)
+    number = torch.arange(M)
+    window_MM = (number[:, None] - number[None]).abs() <= window
+    assert mask_MM[window_MM].all()
+    if density is None:
+        assert torch.equal(mask_MM, window_MM)
+    else:
+        # no fewer than were asked for; more only where the window alone has more
+        asked = round(density * M * M)
+        assert asked <= int(mask_MM.sum()) <= asked + int(window_MM.sum())
+    made = PAIR.baseline.make_inputs(axes, "cpu", 0)
+    back_MM = torch.zeros_like(mask_MM)
+    for row in range(M):
+        columns = made["indices"][made["indptr"][row] : made["indptr"][row + 1]].long()
+        assert columns.tolist() == sorted(set(columns.tolist()))
+        back_MM[row, columns] = True
+    assert torch.equal(back_MM, mask_MM)
+    assert torch.equal(made["mask_SS"], mask_MM.repeat_interleave(16, 0).repeat_interleave(16, 1))
+    assert PAIR.baseline.work(axes)["flops"] == 4 * int(made["mask_SS"].sum())
+
+
+@pytest.mark.parametrize("side", ["baseline", "optimized"])
+def test_wrong_outputs_are_rejected(side: str) -> None:
+    made, other = (PAIR.baseline.make_inputs(AXES, "cpu", seed) for seed in (0, 1))
+    reference = PAIR.baseline.reference(made)
+    out, stale = (PAIR.side(side).build(pairs.restrict(PAIR.side(side), inputs))() for inputs in (made, other))
+    assert check(out, reference, 32).status == "passed"
+    for kind in CORRUPTIONS:
+        assert check(corrupt(kind, out, stale), reference, 32).status == "failed", kind
+
+
+def test_a_block_too_many_or_too_few_is_rejected() -> None:
+    mask_MM = PAIR.baseline.block_mask(AXES)
+    reference = PAIR.baseline.reference(with_mask(mask_MM))
+    for row, column in ((0, 5), (3, 2)):
+        other_MM = mask_MM.clone()
+        other_MM[row, column] ^= True
+        out = PAIR.optimized.build(pairs.restrict(PAIR.optimized, with_mask(other_MM)))()
+        assert check(out, reference, 32).status == "failed"
+
+
+def test_flashinfer_says_why_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = PAIR.baseline.make_inputs(AXES, "cpu", 0)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NotImplementedError, match="pip install flashinfer-python"):
+        PAIR.optimized.build_flashinfer(made, "fa2")
+
+
+@pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="needs a GPU, and TRITON_INTERPRET not 1")
+@pytest.mark.parametrize("block", [16, 64, 128])
+def test_every_candidate_on_a_gpu(block: int) -> None:
+    axes = AXES | {"seq": 1024, "head_dim": 64, "block": block, "dtype": "bfloat16"}
+    made = PAIR.baseline.make_inputs(axes, "cuda", 0)
+    reference = PAIR.baseline.reference(made)
+    runs, refusals = make_candidates(PAIR.optimized.build(pairs.restrict(PAIR.optimized, made)))
+    assert "triton block-sparse" in runs, refusals
+    for name, run in runs.items():
+        result = check(run(), reference, 4)
+        assert result.status == "passed", (name, result.reason)
