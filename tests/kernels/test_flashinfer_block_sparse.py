@@ -68,7 +68,7 @@ def test_our_kernel_in_the_interpreter(rows: int, keys: int) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"block": 24, "seq": 96}, "blocks of 24"), ({"head_dim": 24}, "head dimension 24")],
+    [({"block": 24}, "blocks of 24: a multiple of 16"), ({"head_dim": 24}, "head dimension 24")],
 )
 def test_our_kernel_refuses_what_it_cannot_take(changes: dict[str, Any], message: str) -> None:
     pytest.importorskip("triton", reason="triton is not installed")
@@ -77,6 +77,40 @@ def test_our_kernel_refuses_what_it_cannot_take(changes: dict[str, Any], message
     made = PAIR.baseline.make_inputs(AXES | changes, "cpu", 0)
     with pytest.raises(NotImplementedError, match=message):
         block_sparse_attention(*(made[name] for name in PAIR.optimized.READS))
+
+
+@pytest.mark.parametrize("block", [16, 32, 48, 64, 96, 128])
+def test_our_kernels_own_tiles_in_the_interpreter(block: int) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("these tensors are the interpreter's")
+    from serveproof.ops.block_sparse import block_sparse_attention, tuning_of
+
+    axes = AXES | {"seq": 3 * block, "block": block, "heads": 1, "window_blocks": 0, "density": 0.5}
+    made = PAIR.baseline.make_inputs(axes, "cpu", 0)
+    found = block_sparse_attention(*(made[name] for name in PAIR.optimized.READS))
+    torch.testing.assert_close(found.double(), PAIR.baseline.reference(made), rtol=1e-4, atol=1e-5)
+    assert block % tuning_of(block).rows == 0
+
+
+def test_tiles_that_do_not_fit_are_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    from triton.runtime.errors import OutOfResources
+
+    from serveproof.ops import block_sparse
+
+    class TooLarge:
+        def __getitem__(self, grid: tuple[int, int]) -> Any:
+            def launch(*arguments: Any, **constants: Any) -> None:
+                raise OutOfResources(262144, 232448, "shared memory")
+
+            return launch
+
+    monkeypatch.setattr(block_sparse, "_forward", TooLarge())
+    made = PAIR.baseline.make_inputs(AXES, "cpu", 0)
+    runs, refusals = make_candidates({"ours": lambda: PAIR.optimized.build_triton(made)})
+    assert not runs
+    assert "Required: 262144" in refusals["ours"]
 
 
 def test_density_is_what_was_asked_for_and_even_over_rows() -> None:
