@@ -47,6 +47,11 @@ def work(arguments: argparse.Namespace) -> None:
     samples = measure.samples_frame([])
     if good:
         bar = script.progress(range(arguments.processes + 2), f"measure {arguments.pair}")
+
+        def say(message: str) -> None:
+            bar.update()
+            script.say(arguments.log, f"{arguments.pair} {message}")
+
         with lease(device, every=pairs.uses_every_gpu(arguments.pair)) as held, bar:
             job = Job(
                 mode="time",
@@ -60,7 +65,7 @@ def work(arguments: argparse.Namespace) -> None:
                 ranks=len(held),
                 injected_slowdown_percent=arguments.injected_slowdown_percent,
             )
-            timed, samples = measure.measure(job, arguments.processes, machine.ceilings, bar.update)
+            timed, samples = measure.measure(job, arguments.processes, machine.ceilings, say)
         records |= {record.case: record for record in timed}
     write_atomically(arguments.out_samples, samples.write_parquet)
     write(

@@ -31,14 +31,15 @@ def run(work: Callable[[argparse.Namespace], None], arguments: argparse.Namespac
     try:
         work(arguments)
     except UserError as error:
-        _say(arguments.log, f"serveproof: {error}")
+        say(arguments.log, f"serveproof: {error}")
         raise SystemExit(2) from None
     except Exception:
-        _say(arguments.log, traceback.format_exc())
+        say(arguments.log, traceback.format_exc())
         raise SystemExit(1) from None
 
 
-def _say(log: Path | None, message: str) -> None:
+def say(log: Path | None, message: str) -> None:
+    """One line on stderr and at the end of the log."""
     print(message, file=sys.stderr)
     if log:
         with log.open("a") as file:

@@ -56,8 +56,10 @@ def made(makers: dict[str, Maker]) -> tuple[dict[str, Run], dict[str, str]]:
     return runs, refusals
 
 
-def choose(built: Run | dict[str, Maker], watch: Stopwatch) -> Choice:
+def choose(built: Run | dict[str, Maker], watch: Stopwatch, chosen: str = "") -> Choice:
     """The fastest candidate, or the one closure. NotImplementedError with every reason when all refuse.
+
+    chosen: the one that an earlier process chose; no other is made.
 
     With several ranks a candidate counts as refused when any rank refuses it, and its time is the slowest rank's.
     """
@@ -66,7 +68,7 @@ def choose(built: Run | dict[str, Maker], watch: Stopwatch) -> Choice:
     times_ms: dict[str, float] = {}
     refusals: dict[str, str] = {}
     best: Run | None = None
-    for name, make in built.items():
+    for name, make in built.items() if not chosen else [(chosen, built[chosen])]:
         runs, refused = made({name: make})
         refused = _any_rank(refused)
         if refused:

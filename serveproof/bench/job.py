@@ -30,7 +30,8 @@ class Case(Record):
 class Job(Record):
     """What one process is to do. mode `verify` checks both sides; `time` times them; `probe` measures one's memory.
 
-    served: for a probe, the candidate that served each case. ranks: how many processes do it together, one a GPU.
+    served: the candidate that serves each case, once the first timing process has chosen. ranks: how many processes
+    do it together, one a GPU.
     """
 
     mode: str

@@ -127,6 +127,11 @@ def candidates_of(replies: list[CaseReply]) -> list[Candidate]:
     return sorted(found, key=lambda one: (one.time_ms is None, one.time_ms or 0.0))
 
 
+def served_by(replies: list[CaseReply]) -> dict[str, str]:
+    """The candidate that one process chose for each case; a case without candidates has none."""
+    return {reply.case: reply.backends["optimized"] for reply in replies if reply.times_ms}
+
+
 def observed_medians(replies: list[CaseReply], side: str) -> dict[str, tuple[float, str, str]]:
     """What a side's closures told of themselves: per figure the median over processes of each one's median."""
     found: dict[str, tuple[float, str, str]] = {}
@@ -209,30 +214,35 @@ def summarize(
 
 
 def measure(
-    job: Job, processes: int, ceilings: Ceilings, progress: Callable[[], object] = lambda: None
+    job: Job, processes: int, ceilings: Ceilings, say: Callable[[str], object] = lambda _: None
 ) -> tuple[list[MeasureCase], pl.DataFrame]:
-    """Time `job`'s cases in `processes` processes, probe each side's memory, and summarize each case."""
+    """Time `job`'s cases in `processes` processes, probe each side's memory, and summarize each case.
+
+    The first process tries every candidate and chooses, as a server would at its start; the others run the chosen one.
+    """
     started = time.monotonic()
-    replies = []
+
+    def since(before: float) -> str:
+        return f"{time.monotonic() - before:.0f} s"
+
+    replies: list[list[CaseReply]] = []
     for number in range(processes):
+        began = time.monotonic()
         replies.append(run_process(msgspec.structs.replace(job, seed=job.seed + 1000 * number)))
-        progress()
-    served = {
-        case.case: Counter(cases[index].backends.get("optimized", "") for cases in replies).most_common(1)[0][0]
-        for index, case in enumerate(job.cases)
-    }
+        if not number:
+            job = msgspec.structs.replace(job, served=served_by(replies[0]))
+        say(f"timed in process {number + 1} of {processes}: {since(began)}")
     probe = msgspec.structs.replace(
         job,
         mode="probe",
-        served=served,
         cases=[case for index, case in enumerate(job.cases) if all(one[index].status == "passed" for one in replies)],
     )
 
     def probed(side: str) -> dict[str, CaseReply]:
+        began = time.monotonic()
         replies = run_process(msgspec.structs.replace(probe, side=side)) if probe.cases else []
-        found = {reply.case: reply for reply in replies}
-        progress()
-        return found
+        say(f"memory of the {side} side: {since(began)}")
+        return {reply.case: reply for reply in replies}
 
     if job.injected_slowdown_percent:  # such a run says nothing of memory
         probe.cases.clear()

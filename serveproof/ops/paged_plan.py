@@ -14,7 +14,9 @@ import torch
 FIELDS = 6
 MULTIPROCESSORS = 132  # an H200's; where there is no GPU to ask
 SHARED_BYTES = 227 * 1024  # that a multiprocessor of compute capability 9.0 gives its programs
-START_TOKENS = 32  # what a program's start costs, in tokens that it could have read meanwhile: an estimate
+# What a program's start costs, in tokens that it could have read meanwhile: with it the parts chosen are the fastest of
+# those tried on an H200 (docs/pairs/paged_attention.md).
+START_TOKENS = 192
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,11 @@ class Tuning:
         return max(1, min(SHARED_BYTES // shared, 16 // self.warps))
 
 
-# (head dimension, bytes an element) -> tuning. Tiles and warps are the best of a sweep on an H200 (docs/pairs) with as
-# many bytes in flight; they were swept with parts of fixed length and pages loaded within the tile.
+# (head dimension, bytes an element) -> tuning: the best of a sweep on an H200 (docs/pairs/paged_attention.md) at head
+# dimension 128; at 64 as many bytes in flight.
 TUNINGS = {
     (64, 2): Tuning(2048, 128, 4, 3),
-    (128, 2): Tuning(2048, 128, 4, 2),
+    (128, 2): Tuning(2048, 64, 4, 2),
     (64, 1): Tuning(2048, 64, 2, 3),
     (128, 1): Tuning(2048, 64, 2, 3),
 }
