@@ -72,14 +72,14 @@ LONG_TAILED = paging.draw_lengths({"batch": 64, "max_len": 8192, "median_len": 1
 
 
 @pytest.mark.parametrize("lengths", [[8192] * 64, [2048] * 64, [4096] * 8, LONG_TAILED])
-def test_the_chosen_part_length_is_nearly_the_best(lengths: list[int]) -> None:
+def test_the_chosen_part_length_is_within_a_fifth_of_the_best(lengths: list[int]) -> None:
     """Every part length simulated: the choice is made by waves and means, without a simulation."""
     q, pool = blank(len(lengths), 32, 8, 128)
     lengths_B = torch.tensor(lengths)
     chosen = makespan(paged_plan.plan_for(q, pool, lengths_B))
     chunks = range(256, 2049, 128)
     spans = [makespan(paged_plan.plan_for(q, pool, lengths_B, chunk=chunk)) for chunk in chunks]
-    assert chosen <= 1.1 * min(spans)
+    assert chosen <= 1.2 * min(spans)
     assert chosen < 0.9 * max(spans)
 
 
