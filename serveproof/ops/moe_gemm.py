@@ -1,10 +1,9 @@
 """A mixture-of-experts layer of our own in Triton: routing and one grouped GEMM, two launches, no host in between.
 
 Routing lists each expert's rows by atomic counters, in tables of fixed size, so that nothing of a batch's shape ever
-goes to the host. The GEMM's programs find their expert from the counters. The weights are the rows of the products, so
-an expert's rows may come in any number: groups of 128, and up to 32 more ride along with the last group, for routers
-seldom give an expert a multiple of 128 and a tile for a few rows would read the weights again. Rows are gathered as
-they are read and scattered as they are written: no permuted copy of the activations exists.
+goes to the host. The GEMM's programs find their expert from the counters; the row tiles of one expert and weight tile
+stand beside each other, so the weight tile comes from memory once and then from L2. Rows are gathered as they are read
+and scattered as they are written: no permuted copy of the activations exists.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 @dataclass(frozen=True)
 class Tuning:
-    """Rows of a group and of a tail, columns, depth, warps, tiles in flight: by trying on an H200 (docs/pairs)."""
+    """Rows, columns and depth of a tile, warps, tiles in flight: found by trying on an H200 (docs/pairs)."""
 
     rows: int = 128
-    tail: int = 32
     columns: int = 256
     depth: int = 64
     warps: int = 8
@@ -56,65 +54,38 @@ def _route(
 
 
 @triton.jit
-def _store(out, gates, row, there, acc_CR, first_column, N: tl.constexpr, COLUMNS: tl.constexpr):
-    column = first_column + tl.arange(0, COLUMNS)
-    gate_R = tl.load(gates + row, mask=there, other=0.0)
-    out_RC = tl.trans((acc_CR * gate_R[None, :]).to(out.dtype.element_ty))
-    tl.store(out + row.to(tl.int64)[:, None] * N + column[None, :], out_RC, mask=there[:, None])
-
-
-@triton.jit
-def _rows_of(rows, first_place, count, SIZE: tl.constexpr):
-    place = first_place + tl.arange(0, SIZE)
-    there = place < count
-    return tl.load(rows + place, mask=there, other=0), there
-
-
-@triton.jit
 def _grouped(
     x, w, w_desc, out, counts, rows, gates, most_rows, stride_x,
     EXPERTS: tl.constexpr, WIDTH: tl.constexpr, TOP_K: tl.constexpr, K: tl.constexpr, N: tl.constexpr,
-    ROWS: tl.constexpr, TAIL: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
-    COPY_ENGINE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr, COPY_ENGINE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     column_tiles: tl.constexpr = N // COLUMNS
     lane = tl.arange(0, WIDTH)
     count_E = tl.load(counts + lane, mask=lane < EXPERTS, other=0)
-    groups_E = tl.where(count_E > 0, tl.maximum((count_E - TAIL + ROWS - 1) // ROWS, 1), 0)
-    ends_E = tl.cumsum(groups_E, 0) * column_tiles
+    tiles_E = (count_E + ROWS - 1) // ROWS
+    ends_E = tl.cumsum(tiles_E, 0) * column_tiles
     expert = tl.sum((ends_E <= program).to(tl.int32), 0)
     if expert >= EXPERTS:
         return
     own = lane == expert
     count = tl.sum(tl.where(own, count_E, 0), 0)
-    groups = tl.sum(tl.where(own, groups_E, 0), 0)
-    local = program - tl.sum(tl.where(own, ends_E, 0), 0) + groups * column_tiles
-    first_column = (local // groups) * COLUMNS
-    group = local % groups
-    depth = tl.arange(0, DEPTH)
-    row, there = _rows_of(rows + expert * most_rows, group * ROWS, count, ROWS)
-    x_at = (row // TOP_K).to(tl.int64)[:, None] * stride_x + depth[None, :]
-    w_at = (expert * N + first_column + tl.arange(0, COLUMNS)).to(tl.int64)[:, None] * K + depth[None, :]
-    acc_CR = tl.zeros([COLUMNS, ROWS], tl.float32)
-    first_tail = (group + 1) * ROWS
-    if (group + 1 == groups) & (count > first_tail):
-        tail_row, tail_there = _rows_of(rows + expert * most_rows, first_tail, count, TAIL)
-        tail_at = (tail_row // TOP_K).to(tl.int64)[:, None] * stride_x + depth[None, :]
-        tail_CR = tl.zeros([COLUMNS, TAIL], tl.float32)
-        for k in tl.range(0, K, DEPTH, num_stages=STAGES):
-            tile_x = tl.load(x + x_at + k, mask=there[:, None], other=0.0)
-            tail_x = tl.load(x + tail_at + k, mask=tail_there[:, None], other=0.0)
-            tile_w = w_desc.load([expert * N + first_column, k]) if COPY_ENGINE else tl.load(w + w_at + k)
-            acc_CR = tl.dot(tile_w, tl.trans(tile_x), acc_CR, input_precision="ieee")
-            tail_CR = tl.dot(tile_w, tl.trans(tail_x), tail_CR, input_precision="ieee")
-        _store(out, gates, tail_row, tail_there, tail_CR, first_column, N, COLUMNS)
-    else:
-        for k in tl.range(0, K, DEPTH, num_stages=STAGES):
-            tile_x = tl.load(x + x_at + k, mask=there[:, None], other=0.0)
-            tile_w = w_desc.load([expert * N + first_column, k]) if COPY_ENGINE else tl.load(w + w_at + k)
-            acc_CR = tl.dot(tile_w, tl.trans(tile_x), acc_CR, input_precision="ieee")
-    _store(out, gates, row, there, acc_CR, first_column, N, COLUMNS)
+    row_tiles = tl.sum(tl.where(own, tiles_E, 0), 0)
+    local = program - tl.sum(tl.where(own, ends_E, 0), 0) + row_tiles * column_tiles
+    first_column = (local // row_tiles) * COLUMNS
+    place = (local % row_tiles) * ROWS + tl.arange(0, ROWS)
+    there = place < count
+    row = tl.load(rows + expert * most_rows + place, mask=there, other=0)
+    x_at = (row // TOP_K).to(tl.int64)[:, None] * stride_x + tl.arange(0, DEPTH)[None, :]
+    column = first_column + tl.arange(0, COLUMNS)
+    w_at = (expert * N + column).to(tl.int64)[:, None] * K + tl.arange(0, DEPTH)[None, :]
+    acc = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for k in tl.range(0, K, DEPTH, num_stages=STAGES):
+        tile_x = tl.load(x + x_at + k, mask=there[:, None], other=0.0)
+        tile_w = w_desc.load([expert * N + first_column, k]) if COPY_ENGINE else tl.load(w + w_at + k)
+        acc = tl.dot(tile_x, tl.trans(tile_w), acc, input_precision="ieee")
+    acc = acc * tl.load(gates + row, mask=there, other=0.0)[:, None]
+    tl.store(out + row.to(tl.int64)[:, None] * N + column[None, :], acc.to(out.dtype.element_ty), mask=there[:, None])
 
 
 def route(logits_TE: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -151,11 +122,10 @@ def moe_layer(
     copy_engine = x_TK.is_cuda and torch.cuda.get_device_capability()[0] >= 9
     flat = w_ENK.view(E * N, K)
     weights = TensorDescriptor.from_tensor(flat, [chosen.columns, chosen.depth]) if copy_engine else flat
-    most_groups = triton.cdiv(T * top_k, chosen.rows) + min(E, T * top_k)
-    _grouped[(most_groups * (N // chosen.columns),)](
+    most_tiles = triton.cdiv(T * top_k, chosen.rows) + min(E, T * top_k)
+    _grouped[(most_tiles * (N // chosen.columns),)](
         x_TK, flat, weights, out_RN, counts_E, rows_ER, gates_R, T * top_k, x_TK.stride(0),
-        EXPERTS=E, WIDTH=triton.next_power_of_2(E), TOP_K=top_k, K=K, N=N, ROWS=chosen.rows, TAIL=chosen.tail,
-        COLUMNS=chosen.columns, DEPTH=chosen.depth, STAGES=chosen.stages, COPY_ENGINE=copy_engine,
-        num_warps=chosen.warps,
+        EXPERTS=E, WIDTH=triton.next_power_of_2(E), TOP_K=top_k, K=K, N=N, ROWS=chosen.rows, COLUMNS=chosen.columns,
+        DEPTH=chosen.depth, STAGES=chosen.stages, COPY_ENGINE=copy_engine, num_warps=chosen.warps,
     )  # fmt: skip
     return out_RN if top_k == 1 else out_RN.view(T, top_k, N).sum(1)

@@ -56,7 +56,7 @@ def test_our_kernels_in_the_interpreter(changes: dict[str, Any]) -> None:
     assert sorted(row for rows in used for row in rows) == list(range(axes["tokens"] * axes["top_k"]))
     expected = made["logits_TE"].softmax(-1).topk(axes["top_k"]).values.flatten()
     torch.testing.assert_close(gates_R, expected)
-    tuning = moe_gemm.Tuning(16, 16, 16, 16, 4, 2)
+    tuning = moe_gemm.Tuning(16, 16, 16, 4, 2)
     found = moe_gemm.moe_layer(made["x_TK"], made["w_ENK"], made["logits_TE"], axes["top_k"], tuning)
     torch.testing.assert_close(found.double(), PAIR.baseline.reference(made), rtol=1e-4, atol=1e-5)
 
@@ -83,7 +83,7 @@ def test_both_ways_of_loading_weights(changes: dict[str, Any], copy_engine: bool
     most_tiles = triton.cdiv(T * top_k, 16) + min(E, T * top_k)
     moe_gemm._grouped[(most_tiles * (N // 16),)](
         made["x_TK"], flat, weights, out_RN, counts_E, rows_ER, gates_R, T * top_k, K, EXPERTS=E,
-        WIDTH=triton.next_power_of_2(E), TOP_K=top_k, K=K, N=N, ROWS=16, TAIL=16, COLUMNS=16, DEPTH=16, STAGES=2,
+        WIDTH=triton.next_power_of_2(E), TOP_K=top_k, K=K, N=N, ROWS=16, COLUMNS=16, DEPTH=16, STAGES=2,
         COPY_ENGINE=copy_engine,
     )  # fmt: skip
     found = out_RN.view(T, top_k, N).double().sum(1)
