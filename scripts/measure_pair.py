@@ -52,7 +52,10 @@ def work(arguments: argparse.Namespace) -> None:
             bar.update()
             script.say(arguments.log, f"{arguments.pair} {message}")
 
-        with lease(device, every=pairs.uses_every_gpu(arguments.pair)) as held, bar:
+        ranks = pairs.uses_every_gpu(arguments.pair)
+        # The host's clock counts launches, which a job on another GPU would slow.
+        alone = ranks or any(case.clock == "host" for case in good)
+        with lease(device, every=alone) as held, bar:
             job = Job(
                 mode="time",
                 pair=arguments.pair,
@@ -62,7 +65,7 @@ def work(arguments: argparse.Namespace) -> None:
                 rounds=arguments.rounds,
                 warmup_rounds=arguments.warmup_rounds,
                 seed=arguments.seed,
-                ranks=len(held),
+                ranks=len(held) if ranks else 1,
                 injected_slowdown_percent=arguments.injected_slowdown_percent,
             )
             timed, samples = measure.measure(job, arguments.processes, machine.ceilings, say)

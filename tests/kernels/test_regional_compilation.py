@@ -82,10 +82,13 @@ def test_weights_are_views_of_the_inputs_and_do_not_change_with_the_seed() -> No
 @pytest.mark.usefixtures("eager_backend")
 def test_starts_are_measured_and_count_graphs() -> None:
     made = PAIR.baseline.make_inputs(MLP, "cpu", 0)
-    figures = compile_start.figures(made, lambda: PAIR.optimized.build(made))
+    figures = compile_start.figures(
+        made, lambda: PAIR.optimized.build(made), lambda: PAIR.optimized.compile_blocks(made)
+    )
     assert figures["cold_start_s"][0] > 0
     assert figures["warm_start_s"][0] > 0
     assert figures["eager_ms"][0] > 0
+    assert figures["called_ms"][0] > 0
     assert figures["compiled_graphs"][0] == 1
 
 
