@@ -70,10 +70,10 @@ def main_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 @pytest.fixture
 def tiny_llama(tmp_path: Path) -> Callable[..., tuple[Path, torch.nn.Module]]:
-    """Make a random Llama with transformers, saved as safetensors; returns its directory and transformers' model."""
+    """Make a random Llama, or one of its family, with transformers; returns its directory and transformers' model."""
 
-    def make(shard: str = "5GB", **changes: object) -> tuple[Path, torch.nn.Module]:
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def make(shard: str = "5GB", family: str = "Llama", **changes: object) -> tuple[Path, torch.nn.Module]:
+        import transformers
 
         fields = {
             "vocab_size": 97,
@@ -88,7 +88,8 @@ def tiny_llama(tmp_path: Path) -> Callable[..., tuple[Path, torch.nn.Module]]:
             "initializer_range": 0.2,
         }
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**(fields | changes))).eval()
+        config = getattr(transformers, f"{family}Config")(**(fields | changes))
+        model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)

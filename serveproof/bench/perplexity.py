@@ -113,7 +113,7 @@ def token_nll(
     ids_T = torch.as_tensor(tokens, dtype=torch.int64, device=device)
     pieces = []
     for batch in _batches(plan, batch_windows):
-        hidden_BLD = model(torch.stack([ids_T[window.begin : window.end] for window in batch]))
+        hidden_BLD = model.full(torch.stack([ids_T[window.begin : window.end] for window in batch]))
         for window, hidden_LD in zip(batch, hidden_BLD, strict=True):
             # The hidden state at position p predicts token p + 1.
             predicting_ND = hidden_LD[window.score_from - 1 - window.begin : -1]

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from serveproof.errors import UserError
 
-SUPPORTED = "LlamaForCausalLM (RMSNorm, RoPE, GQA, SwiGLU, no biases)"
+# architecture -> (queries and keys are normed, mixture of experts)
+FAMILIES = {
+    "LlamaForCausalLM": (False, False),
+    "Qwen3ForCausalLM": (True, False),
+    "MixtralForCausalLM": (False, True),
+    "Qwen3MoeForCausalLM": (True, True),
+}
+MODEL_TYPES = {"llama": "Llama", "qwen3": "Qwen3", "mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe"}
+SUPPORTED = f"{', '.join(FAMILIES)} (RMSNorm, RoPE, GQA, SwiGLU, no biases, no sliding window)"
 
 
 @dataclass(frozen=True)
@@ -17,7 +26,9 @@ class RopeScaling:
     """How RoPE's inverse frequencies are stretched for contexts longer than those trained on.
 
     rope_type `linear` divides every frequency by `factor` (Chen et al. 2023, arXiv:2306.15595). `llama3` divides only
-    the low frequencies and interpolates the middle ones; the last three fields are its own (Llama 3.1).
+    the low frequencies and interpolates the middle ones by low_freq_factor, high_freq_factor and the trained context
+    (Llama 3.1). `yarn` interpolates between turns beta_slow and beta_fast and scales cos and sin by attention_factor
+    (Peng et al. 2023, arXiv:2309.00071).
     """
 
     rope_type: str
@@ -25,11 +36,28 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     original_max_position_embeddings: int = 0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts: count, choices a token, width; normalised: the chosen gates are made to sum to 1."""
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    normalised: bool
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One Llama-family model. `num_key_value_heads` < `num_attention_heads` is grouped-query attention (GQA)."""
+    """One model of the Llama family.
+
+    `num_key_value_heads` < `num_attention_heads` is grouped-query attention (GQA). qk_norm: RMSNorm of each query and
+    key head (Qwen3). experts: in every layer, instead of one MLP.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -45,6 +73,8 @@ class ModelConfig:
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    qk_norm: bool = False
+    experts: Experts | None = None
 
 
 def read_config(path: Path | str) -> ModelConfig:
@@ -66,11 +96,13 @@ def parse_config(fields: dict[str, Any], where: str = "config.json") -> ModelCon
     Both spellings of RoPE's settings are read: `rope_parameters` (transformers 5) and `rope_theta` + `rope_scaling`.
     """
     architecture = str((fields.get("architectures") or [fields.get("model_type", "unknown")])[0])
-    if architecture not in ("LlamaForCausalLM", "llama"):
+    if architecture in MODEL_TYPES:
+        architecture = f"{MODEL_TYPES[architecture]}ForCausalLM"
+    if architecture not in FAMILIES:
         raise UserError(f"{where}: architecture {architecture} is not supported; supported is {SUPPORTED}")
     _refuse_variants(fields, where)
     try:
-        return _convert(fields, where)
+        return _convert(fields, where, *FAMILIES[architecture])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{where}: field {error} is missing or wrong; download the model's config.json again") from None
 
@@ -81,11 +113,16 @@ def _refuse_variants(fields: dict[str, Any], where: str) -> None:
     for key, value in expected.items():
         if fields.get(key, value) != value:
             raise UserError(f"{where}: {key} = {fields[key]!r} is not supported; supported is {SUPPORTED}")
+    window = fields.get("sliding_window")
+    if window and fields.get("use_sliding_window", True) and window < fields.get("max_position_embeddings", 0):
+        raise UserError(f"{where}: sliding_window = {window} is not supported; supported is {SUPPORTED}")
+    if fields.get("mlp_only_layers") or fields.get("decoder_sparse_step", 1) != 1:
+        raise UserError(f"{where}: layers without experts among those with them are not supported")
     if fields.get("quantization_config"):
         raise UserError(f"{where}: the weights are already quantised (quantization_config); name the original model")
 
 
-def _convert(fields: dict[str, Any], where: str) -> ModelConfig:
+def _convert(fields: dict[str, Any], where: str, qk_norm: bool, experts: bool) -> ModelConfig:
     hidden, heads = int(fields["hidden_size"]), int(fields["num_attention_heads"])
     kv_heads = int(fields.get("num_key_value_heads") or heads)
     if heads % kv_heads:
@@ -108,6 +145,19 @@ def _convert(fields: dict[str, Any], where: str) -> ModelConfig:
         tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
         bos_token_id=fields.get("bos_token_id"),
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
+        qk_norm=qk_norm,
+        experts=_experts(fields) if experts else None,
+    )
+
+
+def _experts(fields: dict[str, Any]) -> Experts:
+    """Mixtral names its count num_local_experts and always normalises; Qwen3-MoE says both."""
+    qwen = "moe_intermediate_size" in fields
+    return Experts(
+        count=int(fields.get("num_experts") or fields["num_local_experts"]),
+        per_token=int(fields["num_experts_per_tok"]),
+        intermediate_size=int(fields["moe_intermediate_size" if qwen else "intermediate_size"]),
+        normalised=bool(fields.get("norm_topk_prob", False)) if qwen else True,
     )
 
 
@@ -127,4 +177,14 @@ def _rope_scaling(rope: dict[str, Any], context: int, where: str) -> RopeScaling
             float(rope["high_freq_factor"]),
             int(rope.get("original_max_position_embeddings") or context),
         )
-    raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; supported are default, linear and llama3")
+    if kind == "yarn":
+        factor = float(rope["factor"])
+        return RopeScaling(
+            "yarn",
+            factor,
+            original_max_position_embeddings=int(rope.get("original_max_position_embeddings") or context),
+            beta_fast=float(rope.get("beta_fast") or 32.0),
+            beta_slow=float(rope.get("beta_slow") or 1.0),
+            attention_factor=float(rope.get("attention_factor") or 0.1 * math.log(factor) + 1.0),
+        )
+    raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; supported are default, linear, llama3 and yarn")

@@ -1,16 +1,21 @@
-"""Reads a Hugging Face directory (config.json and *.safetensors, whole or sharded) into a model."""
+"""Weights of a model: from a Hugging Face directory (config.json and *.safetensors, whole or sharded), or random."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from serveproof.engine.config import read_config
+from serveproof.engine.config import ModelConfig, read_config
 from serveproof.engine.model import Llama
+from serveproof.engine.parallel import SINGLE, Group, check
 from serveproof.errors import UserError
 
 INDEX = "model.safetensors.index.json"
@@ -41,38 +46,167 @@ def weight_files(directory: Path | str) -> list[Path]:
     raise UserError(f"{directory}: no *.safetensors in it; download the model's weights again")
 
 
-def load_model(directory: Path | str, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Llama:
-    """The model of a directory, every tensor in `dtype` on `device`, in evaluation mode.
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint's tensor goes: a name in the model's state, the dimension that ranks split, and for one
+    expert's matrix its row of the stack and its rows in there."""
 
-    Raises UserError naming the file and the mend: directory, file or tensor missing, tensor of another shape, a tensor
-    that the architecture does not know, or a file cut short.
+    key: str
+    split: int | None
+    expert: int | None = None
+    half: int | None = None
+
+
+def load_model(
+    directory: Path | str,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    group: Group = SINGLE,
+) -> Llama:
+    """The model of a directory, or a rank's share, every tensor in `dtype` on `device`, in evaluation mode.
+
+    A rank reads only its share from the disk. Everything is checked before anything is allocated: UserError naming the
+    file and the mend for a directory, file or tensor that is missing, a tensor of another shape or one that the
+    architecture does not know, a file cut short, or a count that does not divide by the ranks.
     """
     directory = Path(directory)
     files = weight_files(directory)
     config = read_config(directory / "config.json")
-    with torch.device("meta"):
-        model = Llama(config)
+    model = _blank(config, group)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    state: dict[str, Tensor] = {}
+    places = _places(config)
+    found: set[str] = set()
     for file in files:
-        for name, tensor in _read(file).items():
-            key = name.removeprefix("model.")
-            # Old checkpoints carry RoPE's frequencies, and some tied ones a copy of the embedding as their head.
-            if key.endswith("rotary_emb.inv_freq") or (key == "lm_head.weight" and config.tie_word_embeddings):
-                continue
-            if key not in shapes:
-                raise UserError(f"{file}: tensor {name} is not part of {Llama.__name__} as config.json describes it")
-            if tensor.shape != shapes[key]:
-                found, needed = tuple(tensor.shape), tuple(shapes[key])
-                raise UserError(f"{file}: tensor {name} has shape {found}, config.json needs {needed}; they must match")
-            state[key] = tensor.to(device=device, dtype=dtype)
-    missing = sorted(shapes.keys() - state.keys())
+        with _opened(file) as opened:
+            names = [name for name in opened.keys() if not _ignored(name, config)]  # noqa: SIM118 (not a mapping)
+            for name in names:
+                _check_shape(file, name, tuple(opened.get_slice(name).get_shape()), places, shapes, group)
+            found |= {name.removeprefix("model.") for name in names}
+    missing = sorted(places.keys() - found)
     if missing:
         raise UserError(
             f"{directory}: {len(missing)} tensors are missing, {missing[0]} first; download the weights again"
         )
+    state: dict[str, Tensor] = {}
+    for file in files:
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118
+                if not _ignored(name, config):
+                    place = places[name.removeprefix("model.")]
+                    tensor = _share(opened.get_slice(name), place, group).to(device=device, dtype=dtype)
+                    _put(state, place, tensor, shapes[place.key])
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def random_model(
+    config: ModelConfig, seed: int, dtype: torch.dtype, device: torch.device | str = "cpu", group: Group = SINGLE
+) -> Llama:
+    """A model of the config's shape with seeded random weights, for speed where the real ones are not at hand.
+
+    Matrices are normal with variance 1 / inputs, norms 1: activations keep their size, so nothing overflows in bf16.
+    Drawn on the device, so the same seed gives other weights on another kind of device; each rank draws its own share.
+    """
+    model = _blank(config, group)
+    generator = torch.Generator(device=device).manual_seed(seed + group.rank)
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.dim() == 1:
+            state[name] = torch.ones(tensor.shape, dtype=dtype, device=device)
+        else:
+            drawn = torch.randn(tensor.shape, generator=generator, device=device, dtype=dtype)
+            state[name] = drawn.mul_(tensor.shape[-1] ** -0.5)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _blank(config: ModelConfig, group: Group) -> Llama:
+    counts = {"num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.num_key_value_heads}
+    width = config.experts.intermediate_size if config.experts else config.intermediate_size
+    check(counts | {"intermediate_size": width, "vocab_size": config.vocab_size}, group.world)
+    with torch.device("meta"):
+        return Llama(config, group)
+
+
+def _places(config: ModelConfig) -> dict[str, Place]:
+    """Every tensor that a checkpoint of this config has, without `model.`."""
+    places = {"embed_tokens.weight": Place("embed_tokens.weight", 0), "norm.weight": Place("norm.weight", None)}
+    if not config.tie_word_embeddings:
+        places["lm_head.weight"] = Place("lm_head.weight", 0)
+    splits = dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), 0) | {"self_attn.o_proj": 1}
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if config.qk_norm:
+        norms += ["self_attn.q_norm", "self_attn.k_norm"]
+    if not config.experts:
+        splits |= {"mlp.gate_proj": 0, "mlp.up_proj": 0, "mlp.down_proj": 1}
+    for index in range(config.num_hidden_layers):
+        layer = f"layers.{index}"
+        places |= {f"{layer}.{name}.weight": Place(f"{layer}.{name}.weight", dim) for name, dim in splits.items()}
+        places |= {f"{layer}.{name}.weight": Place(f"{layer}.{name}.weight", None) for name in norms}
+        if config.experts:
+            places |= _expert_places(layer, config)
+    return places
+
+
+def _expert_places(layer: str, config: ModelConfig) -> dict[str, Place]:
+    """Qwen3-MoE names an expert's matrices as a plain MLP's, Mixtral w1 (gate), w3 (up) and w2 (down)."""
+    assert config.experts is not None  # noqa: S101 (told to mypy)
+    block, gate, up, down = (
+        ("mlp", "gate_proj", "up_proj", "down_proj") if config.qk_norm else ("block_sparse_moe", "w1", "w3", "w2")
+    )
+    places = {f"{layer}.{block}.gate.weight": Place(f"{layer}.mlp.gate.weight", None)}
+    for expert in range(config.experts.count):
+        own = f"{layer}.{block}.experts.{expert}"
+        places[f"{own}.{gate}.weight"] = Place(f"{layer}.mlp.gate_up", 0, expert, 0)
+        places[f"{own}.{up}.weight"] = Place(f"{layer}.mlp.gate_up", 0, expert, 1)
+        places[f"{own}.{down}.weight"] = Place(f"{layer}.mlp.down", 1, expert)
+    return places
+
+
+def _ignored(name: str, config: ModelConfig) -> bool:
+    """Old checkpoints carry RoPE's frequencies, and some tied ones a copy of the embedding as their head."""
+    return name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and config.tie_word_embeddings)
+
+
+def _check_shape(
+    file: Path,
+    name: str,
+    shape: tuple[int, ...],
+    places: dict[str, Place],
+    shapes: dict[str, torch.Size],
+    group: Group,
+) -> None:
+    place = places.get(name.removeprefix("model."))
+    if place is None:
+        raise UserError(f"{file}: tensor {name} is not part of {Llama.__name__} as config.json describes it")
+    needed = list(shapes[place.key] if place.expert is None else shapes[place.key][1:])
+    if place.half is not None:
+        needed[0] //= 2
+    if place.split is not None:
+        needed[place.split] *= group.world
+    if shape != tuple(needed):
+        raise UserError(f"{file}: tensor {name} has shape {shape}, config.json needs {tuple(needed)}; they must match")
+
+
+def _share(tensor: Any, place: Place, group: Group) -> Tensor:
+    """This rank's part of a tensor still on the disk."""
+    if place.split is None or group.world == 1:
+        whole: Tensor = tensor[:]
+        return whole
+    size = tensor.get_shape()[place.split] // group.world
+    own = slice(group.rank * size, (group.rank + 1) * size)
+    part: Tensor = tensor[own] if place.split == 0 else tensor[:, own]
+    return part
+
+
+def _put(state: dict[str, Tensor], place: Place, tensor: Tensor, shape: torch.Size) -> None:
+    if place.expert is None:
+        state[place.key] = tensor
+        return
+    if place.key not in state:
+        state[place.key] = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    rows = slice(None) if place.half is None else slice(place.half * len(tensor), (place.half + 1) * len(tensor))
+    state[place.key][place.expert, rows] = tensor
 
 
 def _indexed_files(directory: Path) -> list[Path]:
@@ -88,9 +222,10 @@ def _indexed_files(directory: Path) -> list[Path]:
     return [directory / name for name in names]
 
 
-def _read(file: Path) -> dict[str, Tensor]:
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+            yield opened
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: not a whole safetensors file ({error}); prepare or download it again") from None

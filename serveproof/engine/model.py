@@ -1,24 +1,32 @@
-"""A plain Llama forward pass (Touvron et al. 2023, arXiv:2302.13971): prefill only, no cache.
+"""The decoder's forward pass over the tokens of a step, whatever sequences they belong to.
 
-Shape suffixes: B batch, L sequence, D hidden, H query heads, K key/value heads, E head_dim, V vocabulary, N any
-leading positions. Modules carry the names of Hugging Face's checkpoints, less the leading `model.`.
+The model knows nothing of caches, pages or batches: `attend(layer, q, k, v)` is given. Tensor names carry their shapes:
+N tokens of a step, B sequences, L tokens of one, D hidden, H query heads, K KV heads, E head dimension, V vocabulary.
+Module names are those of Hugging Face checkpoints without `model.`, so a state dict loads as it is.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serveproof.engine.config import ModelConfig
+from serveproof.engine.moe import SparseMLP
+from serveproof.engine.parallel import SINGLE, Group
+
+# attend(layer, q_NHE, k_NKE, v_NKE) -> out_NHE
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def rope_inverse_frequencies(config: ModelConfig) -> Tensor:
-    """RoPE's inverse frequencies with the config's scaling, float32 [head_dim / 2] (Su et al. 2021, arXiv:2104.09864).
+    """float32 [head_dim / 2], radians a token, with the config's scaling (RoPE: Su et al. 2021, arXiv:2104.09864).
 
-    The llama3 rule is the one of Meta's llama-models and of transformers' modeling_rope_utils.
+    The llama3 rule is the one of Meta's llama-models, yarn's that of its paper, both as in transformers'
+    modeling_rope_utils.
     """
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponent)
@@ -28,26 +36,26 @@ def rope_inverse_frequencies(config: ModelConfig) -> Tensor:
     stretched = frequencies / scaling.factor
     if scaling.rope_type == "linear":
         return stretched
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    if scaling.rope_type == "yarn":
+
+        def dimension_at(turns: float) -> float:
+            trained = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+            return config.head_dim * math.log(trained) / (2 * math.log(config.rope_theta))
+
+        low = max(math.floor(dimension_at(scaling.beta_fast)), 0)
+        high = min(math.ceil(dimension_at(scaling.beta_slow)), config.head_dim - 1)
+        ramp = (torch.arange(config.head_dim // 2).float() - low) / max(high - low, 1e-3)
+        smooth = 1 - ramp.clamp(0.0, 1.0)
+    else:
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+        smooth = ((turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
     return (1 - smooth) * stretched + smooth * frequencies
 
 
-def rope_cos_sin(config: ModelConfig, positions_L: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position's angles, float32 [L, head_dim] each, on positions' device.
-
-    Computed from the config at each call: a buffer would be rounded by a cast of the model to bf16.
-    """
-    angles_LE = torch.outer(positions_L.float(), rope_inverse_frequencies(config).to(positions_L.device))
-    angles_LE = torch.cat((angles_LE, angles_LE), dim=-1)
-    return angles_LE.cos(), angles_LE.sin()
-
-
-def apply_rope(x_BHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
+def apply_rope(x_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
     """Rotate queries or keys by position; halves paired as in Hugging Face's checkpoints (not interleaved)."""
-    first, second = x_BHLE.chunk(2, dim=-1)
-    return x_BHLE * cos_LE + torch.cat((-second, first), dim=-1) * sin_LE
+    first, second = x_NHE.chunk(2, dim=-1)
+    return x_NHE * cos_NE[:, None] + torch.cat((-second, first), dim=-1) * sin_NE[:, None]
 
 
 class RMSNorm(nn.Module):
@@ -58,94 +66,154 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x_NLD: Tensor) -> Tensor:
-        x32 = x_NLD.float()
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x_NLD.dtype)
+        return self.weight * x32.to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Causal grouped-query self-attention (Ainslie et al. 2023, arXiv:2305.13245)."""
+    """The projections of causal grouped-query self-attention (Ainslie et al. 2023, arXiv:2305.13245)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, group: Group) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
+        self.heads, self.kv_heads = group.share(config.num_attention_heads), group.share(config.num_key_value_heads)
+        self.head_dim, self.group = config.head_dim, group
         self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.qkv_proj: nn.Module | None = None  # the three as one, once `linear.fuse_` has made it
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-        batch, length, _ = x_BLD.shape
-        q_BHLE = self.q_proj(x_BLD).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-        k_BKLE = self.k_proj(x_BLD).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        v_BKLE = self.v_proj(x_BLD).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        q_BHLE, k_BKLE = apply_rope(q_BHLE, cos_LE, sin_LE), apply_rope(k_BKLE, cos_LE, sin_LE)
-        out_BHLE = F.scaled_dot_product_attention(
-            q_BHLE, k_BKLE, v_BKLE, is_causal=True, enable_gqa=self.kv_heads != self.heads
-        )
-        out_BLD: Tensor = self.o_proj(out_BHLE.transpose(1, 2).reshape(batch, length, -1))
-        return out_BLD
+    def project(self, x_ND: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q [N, H, E], k and v [N, K, E], positions rotated in."""
+        if self.qkv_proj is None:
+            parts = self.q_proj(x_ND), self.k_proj(x_ND), self.v_proj(x_ND)
+        else:
+            widths = [count * self.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
+            parts = self.qkv_proj(x_ND).split(widths, dim=-1)
+        q_NHE, k_NKE, v_NKE = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
+        q_NHE, k_NKE = self.q_norm(q_NHE), self.k_norm(k_NKE)
+        return apply_rope(q_NHE, cos_NE, sin_NE), apply_rope(k_NKE, cos_NE, sin_NE), v_NKE
+
+    def output(self, out_NHE: Tensor) -> Tensor:
+        """[N, D], summed over the ranks."""
+        return self.group.all_reduce(self.o_proj(out_NHE.flatten(-2)))
 
 
 class MLP(nn.Module):
     """SwiGLU feed-forward (Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, group: Group) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        width = group.share(config.intermediate_size)
+        self.group = group
+        self.gate_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
+        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.gate_up_proj: nn.Module | None = None  # the two as one, once `linear.fuse_` has made it
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        out_BLD: Tensor = self.down_proj(F.silu(self.gate_proj(x_BLD)) * self.up_proj(x_BLD))
-        return out_BLD
+    def forward(self, x_ND: Tensor) -> Tensor:
+        if self.gate_up_proj is None:
+            gate_NF, up_NF = self.gate_proj(x_ND), self.up_proj(x_ND)
+        else:
+            gate_NF, up_NF = self.gate_up_proj(x_ND).chunk(2, dim=-1)
+        return self.group.all_reduce(self.down_proj(F.silu(gate_NF) * up_NF))
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block, in the two pieces between which attention reads the cache."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, group: Group) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
+        self.self_attn = Attention(config, group)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp: nn.Module = (
+            MLP(config, group) if config.experts is None else SparseMLP(config.hidden_size, config.experts, group)
+        )
 
-    def forward(self, x_BLD: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-        x_BLD = x_BLD + self.self_attn(self.input_layernorm(x_BLD), cos_LE, sin_LE)
-        out_BLD: Tensor = x_BLD + self.mlp(self.post_attention_layernorm(x_BLD))
-        return out_BLD
+    def before(self, x_ND: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v of the step's tokens."""
+        return self.self_attn.project(self.input_layernorm(x_ND), cos_NE, sin_NE)
+
+    def after(self, x_ND: Tensor, out_NHE: Tensor) -> Tensor:
+        """The layer's output from attention's."""
+        x_ND = x_ND + self.self_attn.output(out_NHE)
+        result: Tensor = x_ND + self.mlp(self.post_attention_layernorm(x_ND))
+        return result
 
 
 class Llama(nn.Module):
-    """The whole model. Weights are uninitialised until `loader.load_model` or `load_state_dict` fills them."""
+    """The whole model, or a rank's share of it. Weights are uninitialised until the loader fills them."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, group: Group = SINGLE) -> None:
         super().__init__()
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.config, self.group = config, group
+        self.vocabulary = group.share(config.vocab_size)
+        self.embed_tokens = nn.Embedding(self.vocabulary, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, group) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         # A tied model has no head of its own: `logits` reads the embedding.
+        self.lm_head: nn.Module | None = None
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head = nn.Linear(config.hidden_size, self.vocabulary, bias=False)
+        # Not a buffer, which a cast of the model to bf16 would round.
+        self.frequencies = rope_inverse_frequencies(config)
 
-    def forward(self, tokens_BL: Tensor) -> Tensor:
-        """Final normed hidden states, [B, L, D] in the model's dtype, of int64 token ids [B, L] from position 0."""
-        hidden_BLD: Tensor = self.embed_tokens(tokens_BL)
-        cos_LE, sin_LE = rope_cos_sin(self.config, torch.arange(tokens_BL.shape[1], device=tokens_BL.device))
-        cos_LE, sin_LE = cos_LE.to(hidden_BLD.dtype), sin_LE.to(hidden_BLD.dtype)
-        for layer in self.layers:
-            hidden_BLD = layer(hidden_BLD, cos_LE, sin_LE)
-        normed_BLD: Tensor = self.norm(hidden_BLD)
-        return normed_BLD
+    def embed(self, tokens_N: Tensor) -> Tensor:
+        """Embeddings [N, D]; each rank looks up those of its share, and their sum has them all."""
+        if self.group.world == 1:
+            return F.embedding(tokens_N, self.embed_tokens.weight)
+        local_N = tokens_N - self.group.rank * self.vocabulary
+        mine_N = (local_N >= 0) & (local_N < self.vocabulary)
+        found_ND = F.embedding(local_N.clamp(0, self.vocabulary - 1), self.embed_tokens.weight)
+        return self.group.all_reduce(found_ND * mine_N[:, None])
+
+    def rope(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [N, E] of every position's angles, in the model's dtype, from float32 angles."""
+        dtype = self.embed_tokens.weight.dtype
+        if self.frequencies.device != positions_N.device:
+            self.frequencies = rope_inverse_frequencies(self.config).to(positions_N.device)
+        angles_NE = torch.outer(positions_N.float(), self.frequencies).repeat(1, 2)
+        factor = self.config.rope_scaling.attention_factor if self.config.rope_scaling else 1.0
+        return (angles_NE.cos() * factor).to(dtype), (angles_NE.sin() * factor).to(dtype)
+
+    def forward(self, tokens_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
+        """Final normed hidden states [N, D] in the model's dtype, of int64 token ids [N] at int64 positions [N]."""
+        x_ND = self.embed(tokens_N)
+        cos_NE, sin_NE = self.rope(positions_N)
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)  # noqa: S101 (told to mypy)
+            x_ND = layer.after(x_ND, attend(index, *layer.before(x_ND, cos_NE, sin_NE)))
+        normed_ND: Tensor = self.norm(x_ND)
+        return normed_ND
+
+    def full(self, tokens_BL: Tensor) -> Tensor:
+        """Hidden states [B, L, D] of whole sequences from position 0, without a cache."""
+        batch, length = tokens_BL.shape
+        positions_N = torch.arange(length, device=tokens_BL.device).repeat(batch)
+        hidden_ND = self.forward(tokens_BL.flatten(), positions_N, full_attention(batch))
+        return hidden_ND.view(batch, length, -1)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of the chosen hidden states [N, D]: the costliest GEMM, so pass only those needed."""
-        head = self.embed_tokens if self.config.tie_word_embeddings else self.lm_head
-        return F.linear(hidden_ND, head.weight)
+        if self.lm_head is None:
+            tied: Tensor = F.linear(hidden_ND, self.embed_tokens.weight)
+            return self.group.all_gather(tied)
+        logits_NV: Tensor = self.lm_head(hidden_ND)
+        return self.group.all_gather(logits_NV)
+
+
+def full_attention(batch: int) -> Attend:
+    """Causal attention within each of `batch` sequences of equal length, all tokens at hand."""
+
+    def attend(_: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
+        q_BHLE, k_BKLE, v_BKLE = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q_NHE, k_NKE, v_NKE))
+        gqa = q_NHE.shape[1] != k_NKE.shape[1]
+        out_BHLE = F.scaled_dot_product_attention(q_BHLE, k_BKLE, v_BKLE, is_causal=True, enable_gqa=gqa)
+        return out_BHLE.transpose(1, 2).flatten(0, 1)
+
+    return attend

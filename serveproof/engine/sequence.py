@@ -6,10 +6,14 @@ of `tokens` until the step's result is committed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
+from serveproof.errors import UserError
+
 PLACEHOLDER = -1
+MOST_LOGPROBS = 20
 
 
 class Status(Enum):
@@ -37,13 +41,32 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raise UserError naming the first parameter that is out of range, what it is, and what it may be."""
+        ranges = (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", 0 <= self.min_p <= 1, "from 0 (off) to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0; 1 is off"),
+            ("stop", all(self.stop), "strings that are not empty"),
+            ("seed", self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2^63 - 1, or none"),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS, f"from 0 to {MOST_LOGPROBS}"),
+        )
+        for name, good, mend in ranges:
+            if not good:
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be {mend}")
 
-@dataclass(eq=False)
+
+@dataclass(eq=False, slots=True)
 class Sequence:
     """A request and its state. `tokens`: prompt and output; `computed`: leading tokens whose K and V are in the cache.
 
     `computed` counts those that a step in flight will have written. `blocks`: the block table, device block numbers in
-    order. `slot`: this sequence's row in the runner's per-sequence device tensors (last token, seed), while RUNNING.
+    order; `host_blocks` while SWAPPED. `keys`: content hashes of the leading full blocks. `slot`: its row in the
+    runner's device tensors while RUNNING. `limit`: tokens, prompt included, at which it ends at the latest.
+    `rank`: its place by the policy, smaller first; `order`: the number of its arrival.
     """
 
     request_id: str
@@ -58,7 +81,12 @@ class Sequence:
     finish_reason: str | None = None
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    host_blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
     slot: int = -1
+    limit: int = 0
+    rank: tuple[float, ...] = ()
+    order: int = 0
 
     @property
     def output_length(self) -> int:
@@ -66,7 +94,7 @@ class Sequence:
         return len(self.tokens) - self.prompt_length
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Chunk:
     """Compute tokens[start : start + length] of a sequence, then, if `samples`, the token after them.
 

@@ -36,7 +36,7 @@ def test_sharded_equals_whole(tiny_llama: Callable[..., Any]) -> None:
     (whole, _), (sharded, _) = tiny_llama(), tiny_llama(shard="40KB")
     assert len(weight_files(sharded)) > 1
     tokens_BL = torch.arange(20)[None]
-    assert torch.equal(load_model(whole)(tokens_BL), load_model(sharded)(tokens_BL))
+    assert torch.equal(load_model(whole).full(tokens_BL), load_model(sharded).full(tokens_BL))
 
 
 def test_dtype_and_no_gradients(model: Path) -> None:

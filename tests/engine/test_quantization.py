@@ -114,7 +114,7 @@ def test_weight_bytes_and_dtypes(tiny_llama: Callable[..., Any]) -> None:
         quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
         assert len(quantized) == (len(linear) if name not in ("fp32", "bf16") else 0)
         assert all(module.scale_N.dtype == torch.float32 for module in quantized)
-        assert model(torch.arange(9)[None]).dtype == get_precision(name).compute_dtype
+        assert model.full(torch.arange(9)[None]).dtype == get_precision(name).compute_dtype
 
 
 def test_head_stays_unquantized_when_untied(tiny_llama: Callable[..., Any]) -> None:
