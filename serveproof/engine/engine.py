@@ -6,6 +6,7 @@ device until the next but one step is launched. Drafts need values, so speculati
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -119,6 +120,7 @@ class Engine:
             priority=priority,
             arrival_s=self.clock(),
             ttft_target_s=ttft_target_s,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
         )
         self.scheduler.add(sequence)
         self.requests[request_id] = sequence

@@ -66,7 +66,7 @@ class Sequence:
     `computed` counts those that a step in flight will have written. `blocks`: the block table, device block numbers in
     order; `host_blocks` while SWAPPED. `keys`: content hashes of the leading full blocks. `slot`: its row in the
     runner's device tensors while RUNNING. `limit`: tokens, prompt included, at which it ends at the latest.
-    `rank`: its place by the policy, smaller first; `order`: the number of its arrival.
+    `rank`: its place by the policy, smaller first; `order`: the number of its arrival. `seed`: of its sampling.
     """
 
     request_id: str
@@ -87,6 +87,7 @@ class Sequence:
     limit: int = 0
     rank: tuple[float, ...] = ()
     order: int = 0
+    seed: int = 0
 
     @property
     def output_length(self) -> int:

@@ -1,0 +1,140 @@
+"""Attention over the paged cache: a step is planned once for all layers, then each layer writes its keys and reads.
+
+Rows of a step: first one a decoding sequence, then the pieces of prompts. On CUDA decodes run by the split-KV kernel of
+the pair paged_attention (serveproof.ops.paged_decode: what is served is what is measured), elsewhere by one SDPA over
+pages gathered and padded to the longest. Pieces of prompts run by SDPA, each over its own pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+
+from serveproof.engine.kv_cache import KVCache
+
+
+@dataclass
+class Piece:
+    """Rows [first, first + count) of a step: tokens of one sequence that see `context` tokens at the last of them."""
+
+    first: int
+    count: int
+    context: int
+    pages_M: Tensor
+
+
+@dataclass
+class StepTensors:
+    """A step on the device. N rows, the first B of them decodes.
+
+    tokens_N, positions_N, slots_N (where keys and values go) int64; lengths_B int64 with the new token counted;
+    table_BP int32 block table of the decodes; pieces of prompts.
+    """
+
+    tokens_N: Tensor
+    positions_N: Tensor
+    slots_N: Tensor
+    lengths_B: Tensor
+    table_BP: Tensor
+    pieces: list[Piece] = field(default_factory=list)
+
+
+class PagedAttention:
+    """Set up once a step by `plan`, then called by each layer. plan_buffers: for CUDA graphs, kept between steps."""
+
+    def __init__(self, cache: KVCache, heads: int) -> None:
+        self.cache, self.heads = cache, heads
+        self.step: StepTensors
+        self.decode_plan: Any = None
+        self.pages_BP: Tensor
+        self.mask_B11S: Tensor
+        self.unseen_BS11: Tensor
+
+    def plan(self, step: StepTensors, decode_plan: Any = None) -> None:
+        """Prepare for the layers of a step. decode_plan: one that is filled already, as a CUDA graph does."""
+        self.step = step
+        if not len(step.lengths_B):
+            return
+        if step.tokens_N.is_cuda:
+            self.decode_plan = decode_plan if decode_plan is not None else self.new_plan(step)
+            return
+        longest = int(step.lengths_B.max())
+        pages = -(-longest // self.cache.page_size)
+        self.pages_BP = step.table_BP[:, :pages].long()
+        seen_BS = torch.arange(pages * self.cache.page_size)[None] < step.lengths_B[:, None]
+        self.mask_B11S = seen_BS[:, None, None]
+        self.unseen_BS11 = ~seen_BS[:, :, None, None]
+
+    def new_plan(self, step: StepTensors) -> Any:
+        """A plan of the split-KV kernel for this step's lengths; without waiting for them."""
+        from serveproof.ops import paged_plan
+
+        pool_NPHD = self.cache.pool[0, 0]
+        q_BHE = torch.empty(len(step.lengths_B), self.heads, pool_NPHD.shape[-1], device=pool_NPHD.device)
+        plan = paged_plan.make_plan(q_BHE, pool_NPHD, most_parts(len(step.lengths_B)))
+        paged_plan.fill_plan(plan, step.lengths_B)
+        return plan
+
+    def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
+        step = self.step
+        self.cache.write(layer, step.slots_N, k_NKE, v_NKE)
+        decodes = len(step.lengths_B)
+        if decodes == len(q_NHE):
+            return self.decode(layer, q_NHE)
+        out_NHE = torch.empty_like(q_NHE)
+        if decodes:
+            out_NHE[:decodes] = self.decode(layer, q_NHE[:decodes])
+        for piece in step.pieces:
+            rows = slice(piece.first, piece.first + piece.count)
+            out_NHE[rows] = self.piece(layer, q_NHE[rows], piece)
+        return out_NHE
+
+    def decode(self, layer: int, q_BHE: Tensor) -> Tensor:
+        """One token a sequence over all its pages."""
+        if q_BHE.is_cuda:
+            from serveproof.ops import paged_decode
+
+            scales = self.cache.scales
+            own = None if scales is None else (scales[layer, 0], scales[layer, 1])
+            k_NPHD, v_NPHD = self.cache.pool[layer]
+            return paged_decode.paged_decode(q_BHE, k_NPHD, v_NPHD, self.step.table_BP, self.decode_plan, own)
+        batch, kv_heads = len(q_BHE), self.cache.pool.shape[4]
+        k_BSKE, v_BSKE = (
+            x.view(batch, -1, kv_heads, q_BHE.shape[-1])
+            for x in self.cache.read(layer, self.pages_BP.flatten(), q_BHE.dtype)
+        )
+        # Masked or not, a NaN that an earlier owner of the block left would spread: 0 and -inf keep it.
+        for x_BSKE in (k_BSKE, v_BSKE):
+            x_BSKE.masked_fill_(self.unseen_BS11, 0)
+        # the query heads that share a KV head stand as its rows: keys are not repeated for GQA
+        q_BKGE = q_BHE.unflatten(1, (kv_heads, -1))
+        out_BKGE = F.scaled_dot_product_attention(
+            q_BKGE, k_BSKE.transpose(1, 2), v_BSKE.transpose(1, 2), attn_mask=self.mask_B11S
+        )
+        return out_BKGE.flatten(1, 2)
+
+    def piece(self, layer: int, q_LHE: Tensor, piece: Piece) -> Tensor:
+        """Tokens of one sequence over its pages, causal: the last token sees all of the context."""
+        k_SKE, v_SKE = (x.flatten(0, 1)[: piece.context] for x in self.cache.read(layer, piece.pages_M, q_LHE.dtype))
+        q_1HLE, k_1KSE, v_1KSE = (x.transpose(0, 1)[None] for x in (q_LHE, k_SKE, v_SKE))
+        whole = piece.count == piece.context
+        mask: Any = None
+        if not whole and piece.count > 1:
+            # flash attention on CUDA knows this bias; a CPU takes it as a mask
+            mask = causal_lower_right(piece.count, piece.context)
+            if not q_LHE.is_cuda:
+                mask = torch.ones(piece.count, piece.context, dtype=torch.bool).tril(piece.context - piece.count)
+        out_1HLE = F.scaled_dot_product_attention(
+            q_1HLE, k_1KSE, v_1KSE, attn_mask=mask, is_causal=whole, enable_gqa=q_LHE.shape[1] != k_SKE.shape[1]
+        )
+        return out_1HLE[0].transpose(0, 1)
+
+
+def most_parts(batch: int) -> int:
+    """Into how many parts the split-KV kernel may cut a batch: enough to fill a GPU with few sequences."""
+    return 2 * batch + 64

@@ -1,0 +1,225 @@
+"""From a step to its tokens: the step's rows as tensors, the forward pass, sampling, and the results back.
+
+A sampled token's value stays on the device by its sequence's slot, so the next step can be launched before the host has
+seen it; the host reads results when it asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from serveproof.engine import sampler
+from serveproof.engine.attention import PagedAttention, Piece, StepTensors
+from serveproof.engine.cuda_graphs import DecodeGraphs
+from serveproof.engine.kv_cache import KVCache
+from serveproof.engine.model import Layer, Llama
+from serveproof.engine.sequence import Chunk, Sampled, Sequence, Step
+
+
+@dataclass
+class Pending:
+    """A launched step. `read` waits for the device and gives a result for each chunk that samples."""
+
+    read: Callable[[], list[Sampled]]
+
+    def result(self) -> list[Sampled]:
+        """Wait for the step."""
+        return self.read()
+
+
+class BlockTables:
+    """Block tables by slot, int32 [max_running, pages] on the host, brought up to date by what was added."""
+
+    def __init__(self, slots: int, pages: int) -> None:
+        self.rows: NDArray[np.int32] = np.zeros((slots, pages), dtype=np.int32)
+        self.seen: list[tuple[list[int] | None, int]] = [(None, 0)] * slots
+
+    def update(self, sequence: Sequence) -> None:
+        """Write the blocks that a sequence got since last time; a new table is a new list."""
+        blocks, slot = sequence.blocks, sequence.slot
+        before, count = self.seen[slot]
+        if before is not blocks:
+            count = 0
+        if count != len(blocks):
+            self.rows[slot, count : len(blocks)] = blocks[count:]
+            self.seen[slot] = (blocks, len(blocks))
+
+
+class ModelRunner:
+    """Runs steps on one rank. The cache's block 0 takes what padding writes.
+
+    max_running: slots; max_model_len: the longest sequence. compile_block: torch.compile of the layer's two pieces,
+    which all layers share. `decode_graphs`, once set (serveproof.engine.cuda_graphs), replay steps of decodes alone.
+    """
+
+    def __init__(
+        self, model: Llama, cache: KVCache, max_running: int, max_model_len: int, compile_block: bool = False
+    ) -> None:
+        self.model, self.cache = model, cache
+        self.device = cache.pool.device
+        self.attention = PagedAttention(cache, model.group.share(model.config.num_attention_heads))
+        self.tables = BlockTables(max_running, -(-max_model_len // cache.page_size))
+        self.last = torch.zeros(max_running + 1, dtype=torch.int64, device=self.device)
+        self.before, self.after = Layer.before, Layer.after
+        if compile_block:
+            self.before = torch.compile(Layer.before, dynamic=True, fullgraph=True)
+            self.after = torch.compile(Layer.after, dynamic=True, fullgraph=model.config.experts is None)
+        self.decode_graphs: DecodeGraphs | None = None
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> Pending:
+        """Start a step on the device after all those before it."""
+        self.cache.swap(step.swap_out, step.swap_in)
+        if not step.chunks:
+            return Pending(list)
+        sampling = [chunk for chunk in step.chunks if chunk.samples]
+        pure = all(chunk.length == 1 and not chunk.drafts for chunk in step.chunks) and len(sampling) == len(
+            step.chunks
+        )
+        if pure and self.decode_graphs is not None and len(step.chunks) <= self.decode_graphs.largest:
+            logits_RV, tokens_R, finite_R, fed_R = self.decode_graphs.replay(step.chunks, self.tables)
+        else:
+            logits_RV, tokens_R, finite_R, fed_R = self._eager(step, sampling)
+        if not sampling:
+            return Pending(list)
+        choices = _choices(sampling)
+        if any(choice.params.temperature or choice.params.repetition_penalty != 1 for choice in choices):
+            tokens_R = sampler.sample(logits_RV.float(), choices, fed_R)
+            self.last[self._slots(sampling)] = tokens_R
+        wanted = [choice.params.logprobs for choice in choices]
+        logits = logits_RV.clone() if any(count is not None for count in wanted) else None
+        return self._pending(sampling, tokens_R, finite_R, logits)
+
+    def _eager(self, step: Step, sampling: list[Chunk]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Any step: (logits of the rows that sample, their argmax, whether they are finite, the token fed there)."""
+        rows, tensors, slots_N = self.tensors(step)
+        tensors.tokens_N = torch.where(tensors.tokens_N < 0, self.last[slots_N], tensors.tokens_N)
+        self.attention.plan(tensors)
+        hidden_ND = self.forward(tensors.tokens_N, tensors.positions_N)
+        picked = self._to_device(rows)
+        logits_RV = self.model.logits(hidden_ND[picked])
+        tokens_R, finite_R = sampler.greedy(logits_RV)
+        if sampling and not any(chunk.drafts for chunk in sampling):
+            self.last[self._slots(sampling)] = tokens_R
+        return logits_RV, tokens_R, finite_R, tensors.tokens_N[picked]
+
+    def forward(self, tokens_N: Tensor, positions_N: Tensor) -> Tensor:
+        """The model's forward with the compiled pieces; attention reads its plan."""
+        x_ND = self.model.embed(tokens_N)
+        cos_NE, sin_NE = self.model.rope(positions_N)
+        for index, layer in enumerate(self.model.layers):
+            q_NHE, k_NKE, v_NKE = self.before(layer, x_ND, cos_NE, sin_NE)  # type: ignore[arg-type]
+            x_ND = self.after(layer, x_ND, self.attention(index, q_NHE, k_NKE, v_NKE))  # type: ignore[arg-type]
+        normed_ND: Tensor = self.model.norm(x_ND)
+        return normed_ND
+
+    def tensors(self, step: Step) -> tuple[list[int], StepTensors, Tensor]:
+        """(rows that sample, the step's tensors, the slot of each row): one copy of the numbers to the device."""
+        page = self.cache.page_size
+        decodes = [chunk for chunk in step.chunks if chunk.length == 1 and not chunk.drafts]
+        others = [chunk for chunk in step.chunks if chunk.length > 1 or chunk.drafts]
+        tokens: list[int] = []
+        positions: list[int] = []
+        places: list[int] = []
+        slots: list[int] = []
+        first_of: dict[int, int] = {}
+        for chunk in (*decodes, *others):
+            sequence, count = chunk.sequence, chunk.length + len(chunk.drafts)
+            first_of[id(chunk)] = len(tokens)
+            self.tables.update(sequence)
+            tokens += sequence.tokens[chunk.start : chunk.context]
+            tokens += chunk.drafts
+            positions += range(chunk.start, chunk.start + count)
+            blocks = sequence.blocks
+            places += [blocks[at // page] * page + at % page for at in range(chunk.start, chunk.start + count)]
+            slots += [sequence.slot] * count
+        flat_4N = self._to_device([tokens, positions, places, slots])
+        table = self.tables.rows[[chunk.sequence.slot for chunk in decodes]]
+        lengths = [chunk.context for chunk in decodes]
+        pieces = []
+        for chunk in others:
+            context = chunk.context + len(chunk.drafts)
+            pages = torch.from_numpy(self.tables.rows[chunk.sequence.slot, : -(-context // page)].astype(np.int64))
+            first = first_of[id(chunk)]
+            count = chunk.length + len(chunk.drafts)
+            pieces.append(Piece(first, count, context, pages.to(self.device, non_blocking=True)))
+        rows: list[int] = []
+        for chunk in step.chunks:
+            if chunk.samples:
+                last = first_of[id(chunk)] + chunk.length - 1
+                rows += range(last, last + len(chunk.drafts) + 1)
+        tensors = StepTensors(
+            tokens_N=flat_4N[0],
+            positions_N=flat_4N[1],
+            slots_N=flat_4N[2],
+            lengths_B=self._to_device(lengths),
+            table_BP=torch.from_numpy(table).to(self.device, non_blocking=True),
+            pieces=pieces,
+        )
+        return rows, tensors, flat_4N[3]
+
+    def _to_device(self, numbers: Any) -> Tensor:
+        made = torch.tensor(numbers, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        return made.to(self.device, non_blocking=True)
+
+    def _slots(self, sampling: list[Chunk]) -> Tensor:
+        return self._to_device([chunk.sequence.slot for chunk in sampling])
+
+    def _pending(self, sampling: list[Chunk], tokens_R: Tensor, finite_R: Tensor, logits_RV: Tensor | None) -> Pending:
+        """Start the copy of the tokens to the host; on CUDA an event says when it is there."""
+        both_2R = torch.stack((tokens_R, finite_R.long()))
+        event = None
+        if both_2R.is_cuda:
+            kept = torch.empty(both_2R.shape, dtype=torch.int64, pin_memory=True)
+            kept.copy_(both_2R, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            both_2R = kept
+
+        def read() -> list[Sampled]:
+            if event is not None:
+                event.synchronize()
+            tokens, finite = both_2R.tolist()
+            return _results(sampling, tokens, finite, logits_RV)
+
+        return Pending(read)
+
+
+def _choices(sampling: list[Chunk]) -> list[sampler.Choice]:
+    """A row for each token to choose: with drafts, one more than drafts."""
+    rows = []
+    for chunk in sampling:
+        sequence = chunk.sequence
+        for extra in range(len(chunk.drafts) + 1):
+            history = sequence.tokens[: chunk.context - 1] if sequence.params.repetition_penalty != 1 else []
+            rows.append(sampler.Choice(sequence.params, sequence.seed, chunk.context + extra, history))
+    return rows
+
+
+def _results(sampling: list[Chunk], tokens: list[int], finite: list[int], logits_RV: Tensor | None) -> list[Sampled]:
+    """What each chunk gave: of drafts those that the model itself chose, and the token after them."""
+    results = []
+    row = 0
+    for chunk in sampling:
+        count = len(chunk.drafts) + 1
+        own = tokens[row : row + count]
+        kept = 1
+        while kept < count and chunk.drafts[kept - 1] == own[kept - 1]:
+            kept += 1
+        wanted = chunk.sequence.params.logprobs
+        if not all(finite[row : row + kept]):
+            results.append(Sampled((), error="the logits are not finite: NaN or infinity in weights or activations"))
+        elif wanted is None or logits_RV is None:
+            results.append(Sampled(tuple(own[:kept])))
+        else:
+            logprobs = sampler.logprobs_of(logits_RV[row : row + kept], own[:kept], wanted)
+            results.append(Sampled(tuple(own[:kept]), tuple(logprobs)))
+        row += count
+    return results

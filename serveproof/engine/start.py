@@ -1,0 +1,114 @@
+"""Puts an engine together from settings: model, cache, runner, CUDA graphs, scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from serveproof.engine.block_manager import BlockManager
+from serveproof.engine.cuda_graphs import capture_decodes
+from serveproof.engine.engine import Engine
+from serveproof.engine.kv_cache import DTYPES, blocks_for, calibrate, make_cache
+from serveproof.engine.loader import load_model
+from serveproof.engine.model import Llama
+from serveproof.engine.model_runner import ModelRunner
+from serveproof.engine.scheduler import Limits
+from serveproof.errors import UserError
+
+COMPUTE = ("fp32", "bf16", "fp16")
+CALIBRATION_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to serve. blocks None: on CUDA as many as memory_share of the free memory holds, on a CPU enough for
+    max_running sequences of max_model_len tokens. max_model_len None: the model's."""
+
+    dtype: str = "bf16"
+    cache_dtype: str | None = None
+    device: str = "cpu"
+    page_size: int = 16
+    blocks: int | None = None
+    host_blocks: int = 0
+    memory_share: float = 0.85
+    max_running: int = 16
+    token_budget: int = 512
+    max_model_len: int | None = None
+    chunked: bool = True
+    drafts: int = 0
+    policy: str = "first_come"
+    prefix_caching: bool = True
+    overlap: bool = True
+    compile_block: bool = False
+    graphs: bool = True
+
+    def __post_init__(self) -> None:
+        """Raise UserError naming the setting that can't be."""
+        if self.dtype not in COMPUTE:
+            raise UserError(f"dtype is {self.dtype!r}; it can be {', '.join(COMPUTE)}")
+        if self.cache_dtype not in (None, *DTYPES):
+            raise UserError(f"cache_dtype is {self.cache_dtype!r}; it can be {', '.join(DTYPES)}")
+        if self.page_size < 1 or self.page_size & (self.page_size - 1):
+            raise UserError(f"page_size is {self.page_size}; it must be a power of two")
+        if self.blocks is not None and self.blocks < 2:
+            raise UserError(f"blocks is {self.blocks}; it must be 2 at least, for block 0 is padding's")
+
+
+def load_tokenizer(directory: Path | str) -> Tokenizer | None:
+    """The tokenizer.json of a model directory, if there is one."""
+    path = Path(directory, "tokenizer.json")
+    return Tokenizer.from_file(str(path)) if path.exists() else None
+
+
+def start(directory: Path | str, settings: Settings, say: Callable[[str], object] = lambda _: None) -> Engine:
+    """The engine of a model directory, ready to serve, with its tokenizer."""
+    model = load_model(directory, DTYPES[settings.dtype], settings.device)
+    return start_with(model, settings, load_tokenizer(directory), say)
+
+
+def start_with(
+    model: Llama,
+    settings: Settings,
+    tokenizer: Tokenizer | None = None,
+    say: Callable[[str], object] = lambda _: None,
+) -> Engine:
+    """The engine of a model at hand. UserError for settings that can't be served, before the cache is allocated."""
+    longest = settings.max_model_len or model.config.max_position_embeddings
+    if longest > model.config.max_position_embeddings:
+        raise UserError(f"max_model_len {longest} is more than the model's {model.config.max_position_embeddings}")
+    limits = Limits(
+        settings.max_running,
+        settings.token_budget,
+        longest,
+        settings.chunked,
+        swap=settings.host_blocks > 0,
+        drafts=settings.drafts,
+    )
+    dtype = DTYPES[settings.cache_dtype or settings.dtype]
+    blocks = settings.blocks or _blocks(model, settings, longest, dtype)
+    cache = make_cache(model, blocks, settings.page_size, dtype, settings.host_blocks, settings.device)
+    if dtype == torch.float8_e4m3fn:
+        generator = torch.Generator().manual_seed(0)
+        count = min(CALIBRATION_TOKENS, longest)
+        tokens_L = torch.randint(model.config.vocab_size, (count,), generator=generator)
+        calibrate(cache, model, tokens_L.to(settings.device))
+    runner = ModelRunner(model, cache, settings.max_running, longest, settings.compile_block)
+    if settings.device == "cuda" and settings.graphs:
+        runner.decode_graphs = capture_decodes(runner, settings.max_running, say)
+    manager = BlockManager(blocks, settings.page_size, settings.host_blocks, settings.prefix_caching)
+    return Engine(
+        runner, manager, limits, settings.policy, model.config.eos_token_ids, tokenizer, overlap=settings.overlap
+    )
+
+
+def _blocks(model: Llama, settings: Settings, longest: int, dtype: torch.dtype) -> int:
+    """Blocks by the free memory of a GPU, or by what the settings could ask for at once."""
+    most = settings.max_running * -(-longest // settings.page_size) + 1
+    if settings.device != "cuda":
+        return most
+    free_bytes = int(torch.cuda.mem_get_info()[0] * settings.memory_share)
+    return min(most, blocks_for(free_bytes, model, settings.page_size, dtype))
