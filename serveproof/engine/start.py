@@ -13,6 +13,7 @@ from serveproof.engine.block_manager import BlockManager
 from serveproof.engine.cuda_graphs import capture_decodes
 from serveproof.engine.engine import Engine
 from serveproof.engine.kv_cache import DTYPES, blocks_for, calibrate, make_cache
+from serveproof.engine.linear import PACKED, fuse_, pack_
 from serveproof.engine.loader import load_model
 from serveproof.engine.model import Llama
 from serveproof.engine.model_runner import ModelRunner
@@ -25,10 +26,13 @@ CALIBRATION_TOKENS = 512
 
 @dataclass(frozen=True)
 class Settings:
-    """How to serve. blocks None: on CUDA as many as memory_share of the free memory holds, on a CPU enough for
+    """How to serve. weights: int8, int4 (cpu) or fp8 (cuda), or None for dtype's.
+
+    blocks None: on CUDA as many as memory_share of the free memory holds, on a CPU enough for
     max_running sequences of max_model_len tokens. max_model_len None: the model's."""
 
     dtype: str = "bf16"
+    weights: str | None = None
     cache_dtype: str | None = None
     device: str = "cpu"
     page_size: int = 16
@@ -50,6 +54,8 @@ class Settings:
         """Raise UserError naming the setting that can't be."""
         if self.dtype not in COMPUTE:
             raise UserError(f"dtype is {self.dtype!r}; it can be {', '.join(COMPUTE)}")
+        if self.weights not in (None, *PACKED):
+            raise UserError(f"weights is {self.weights!r}; it can be {', '.join(PACKED)}, or left out")
         if self.cache_dtype not in (None, *DTYPES):
             raise UserError(f"cache_dtype is {self.cache_dtype!r}; it can be {', '.join(DTYPES)}")
         if self.page_size < 1 or self.page_size & (self.page_size - 1):
@@ -67,6 +73,9 @@ def load_tokenizer(directory: Path | str) -> Tokenizer | None:
 def start(directory: Path | str, settings: Settings, say: Callable[[str], object] = lambda _: None) -> Engine:
     """The engine of a model directory, ready to serve, with its tokenizer."""
     model = load_model(directory, DTYPES[settings.dtype], settings.device)
+    fuse_(model)
+    if settings.weights:
+        pack_(model, settings.weights)
     return start_with(model, settings, load_tokenizer(directory), say)
 
 
