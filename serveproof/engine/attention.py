@@ -53,7 +53,6 @@ class PagedAttention:
         self.decode_plan: Any = None
         self.pages_BP: Tensor
         self.mask_B11S: Tensor
-        self.unseen_BS11: Tensor
 
     def plan(self, step: StepTensors, decode_plan: Any = None) -> None:
         """Prepare for the layers of a step. decode_plan: one that is filled already, as a CUDA graph does."""
@@ -68,7 +67,6 @@ class PagedAttention:
         self.pages_BP = step.table_BP[:, :pages].long()
         seen_BS = torch.arange(pages * self.cache.page_size)[None] < step.lengths_B[:, None]
         self.mask_B11S = seen_BS[:, None, None]
-        self.unseen_BS11 = ~seen_BS[:, :, None, None]
 
     def new_plan(self, step: StepTensors) -> Any:
         """A plan of the split-KV kernel for this step's lengths; without waiting for them."""
@@ -108,9 +106,6 @@ class PagedAttention:
             x.view(batch, -1, kv_heads, q_BHE.shape[-1])
             for x in self.cache.read(layer, self.pages_BP.flatten(), q_BHE.dtype)
         )
-        # Masked or not, a NaN that an earlier owner of the block left would spread: 0 and -inf keep it.
-        for x_BSKE in (k_BSKE, v_BSKE):
-            x_BSKE.masked_fill_(self.unseen_BS11, 0)
         # the query heads that share a KV head stand as its rows: keys are not repeated for GQA
         q_BKGE = q_BHE.unflatten(1, (kv_heads, -1))
         out_BKGE = F.scaled_dot_product_attention(

@@ -29,6 +29,7 @@ class BlockManager:
         self.content: dict[int, tuple[bytes, bytes, tuple[int, ...]]] = {}  # block -> key, key before, tokens
         self.free_host = deque(range(host_blocks))
         self.hit_tokens = self.asked_tokens = 0
+        self.dirty: list[int] = []  # left by failed sequences, to be zeroed before the next step
 
     @property
     def available(self) -> int:
@@ -117,6 +118,15 @@ class BlockManager:
             else:
                 self.free.append(block)
         sequence.blocks, sequence.keys = [], []
+
+    def discard(self, sequence: Sequence) -> None:
+        """`release` for a sequence that failed: what it alone holds is forgotten, and must be zeroed."""
+        own = [block for block in sequence.blocks if self.references[block] == 1]
+        for block in own:
+            if block in self.content:
+                del self.block_of[self.content.pop(block)[0]]
+        self.dirty += own
+        self.release(sequence)
 
     def swap_out(self, sequence: Sequence) -> tuple[tuple[int, int], ...]:
         """Move a sequence to host blocks: the (device, host) copies to make. There must be enough host blocks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,15 +50,17 @@ class KVCache:
 
     def read(self, layer: int, pages_M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of whole pages, [M, page_size, K, E] each, in `dtype`."""
-        found = []
-        for which in range(2):
-            pool = self.pool[layer, which]
-            if self.scales is None:
-                found.append(pool.index_select(0, pages_M).to(dtype))
-            else:
-                raw_MPKE = pool.view(torch.uint8).index_select(0, pages_M).view(self.pool.dtype)
-                found.append(raw_MPKE.to(dtype) * self.scales[layer, which].to(dtype)[:, None])
-        return found[0], found[1]
+        if self.scales is None:
+            found_2MPKE = self.pool[layer].index_select(1, pages_M).to(dtype)
+        else:
+            raw_2MPKE = self.pool[layer].view(torch.uint8).index_select(1, pages_M).view(self.pool.dtype)
+            found_2MPKE = raw_2MPKE.to(dtype) * self.scales[layer].to(dtype)[:, None, None, :, None]
+        return found_2MPKE[0], found_2MPKE[1]
+
+    def clean(self, blocks: Sequence[int]) -> None:
+        """Zero blocks: a NaN that a failed request left would spread to the next owner, even through masks."""
+        for block in blocks:
+            self.pool[:, :, block].view(torch.uint8).zero_()
 
     def swap(self, out: Iterable[tuple[int, int]], back: Iterable[tuple[int, int]]) -> None:
         """Copy (device block, host block) pairs out, then (host block, device block) pairs back, in stream order."""

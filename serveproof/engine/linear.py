@@ -20,7 +20,7 @@ from serveproof.ops.quantize import E4M3_MAX, quantize_rows
 INT8_MAX = 127.0
 INT4_GROUP, INT4_OUTPUTS = 32, 16
 # From here a product is bound by arithmetic, and widening the weights first is faster than the packed kernel.
-INT8_ROWS = 8
+INT8_ROWS = 16
 
 
 class Int8Linear(nn.Module):

@@ -53,9 +53,11 @@ def rope_inverse_frequencies(config: ModelConfig) -> Tensor:
 
 
 def apply_rope(x_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
-    """Rotate queries or keys by position; halves paired as in Hugging Face's checkpoints (not interleaved)."""
-    first, second = x_NHE.chunk(2, dim=-1)
-    return x_NHE * cos_NE[:, None] + torch.cat((-second, first), dim=-1) * sin_NE[:, None]
+    """Rotate queries or keys by position; halves paired as in Hugging Face's checkpoints (not interleaved).
+
+    The first half of sin_NE is negated (`Llama.rope`): then the other half of each pair comes by a roll.
+    """
+    return x_NHE * cos_NE[:, None] + x_NHE.roll(x_NHE.shape[-1] // 2, -1) * sin_NE[:, None]
 
 
 class RMSNorm(nn.Module):
@@ -84,19 +86,21 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
         self.qkv_proj: nn.Module | None = None  # the three as one, once `linear.fuse_` has made it
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def project(self, x_ND: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [N, H, E], k and v [N, K, E], positions rotated in."""
         if self.qkv_proj is None:
-            parts = self.q_proj(x_ND), self.k_proj(x_ND), self.v_proj(x_ND)
+            qkv = torch.cat((self.q_proj(x_ND), self.k_proj(x_ND), self.v_proj(x_ND)), dim=-1)
         else:
-            widths = [count * self.head_dim for count in (self.heads, self.kv_heads, self.kv_heads)]
-            parts = self.qkv_proj(x_ND).split(widths, dim=-1)
-        q_NHE, k_NKE, v_NKE = (part.unflatten(-1, (-1, self.head_dim)) for part in parts)
-        q_NHE, k_NKE = self.q_norm(q_NHE), self.k_norm(k_NKE)
-        return apply_rope(q_NHE, cos_NE, sin_NE), apply_rope(k_NKE, cos_NE, sin_NE), v_NKE
+            qkv = self.qkv_proj(x_ND)
+        qk_NGE, v_NKE = qkv.view(len(x_ND), -1, self.head_dim).split((self.heads + self.kv_heads, self.kv_heads), 1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_NHE, k_NKE = qk_NGE.split((self.heads, self.kv_heads), 1)
+            qk_NGE = torch.cat((self.q_norm(q_NHE), self.k_norm(k_NKE)), 1)
+        q_NHE, k_NKE = apply_rope(qk_NGE, cos_NE, sin_NE).split((self.heads, self.kv_heads), 1)
+        return q_NHE, k_NKE, v_NKE
 
     def output(self, out_NHE: Tensor) -> Tensor:
         """[N, D], summed over the ranks."""
@@ -173,13 +177,14 @@ class Llama(nn.Module):
         return self.group.all_reduce(found_ND * mine_N[:, None])
 
     def rope(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [N, E] of every position's angles, in the model's dtype, from float32 angles."""
+        """cos and sin [N, E] of every position's angles, in the model's dtype, by float32; see `apply_rope`."""
         dtype = self.embed_tokens.weight.dtype
         if self.frequencies.device != positions_N.device:
             self.frequencies = rope_inverse_frequencies(self.config).to(positions_N.device)
-        angles_NE = torch.outer(positions_N.float(), self.frequencies).repeat(1, 2)
+        angles_Nf = torch.outer(positions_N.float(), self.frequencies)
         factor = self.config.rope_scaling.attention_factor if self.config.rope_scaling else 1.0
-        return (angles_NE.cos() * factor).to(dtype), (angles_NE.sin() * factor).to(dtype)
+        cos_Nf, sin_Nf = angles_Nf.cos() * factor, angles_Nf.sin() * factor
+        return torch.cat((cos_Nf, cos_Nf), -1).to(dtype), torch.cat((-sin_Nf, sin_Nf), -1).to(dtype)
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
         """Final normed hidden states [N, D] in the model's dtype, of int64 token ids [N] at int64 positions [N]."""

@@ -76,6 +76,7 @@ class ModelRunner:
     @torch.inference_mode()
     def launch(self, step: Step) -> Pending:
         """Start a step on the device after all those before it."""
+        self.cache.clean(step.clean)
         self.cache.swap(step.swap_out, step.swap_in)
         if not step.chunks:
             return Pending(list)

@@ -101,7 +101,10 @@ class Scheduler:
             else:
                 left -= self._prefill(prefills, sequence, left, alone=not (decodes or prefills))
         chunks = decodes + prefills
-        return Step(tuple(chunks), tuple(self._out), tuple(swapped_in)) if chunks or self._out else None
+        if not (chunks or self._out):
+            return None
+        clean, self.blocks.dirty = tuple(self.blocks.dirty), []
+        return Step(tuple(chunks), tuple(self._out), tuple(swapped_in), clean)
 
     def commit(self, step: Step, results: list[Sampled]) -> list[Sequence]:
         """Take in what a step sampled, a result for each chunk that samples; the sequences that it finished."""
@@ -115,6 +118,7 @@ class Scheduler:
             if result is None:
                 self._publish(sequence, chunk.context)
             elif result.error is not None:
+                self.blocks.discard(sequence)
                 self.finish(sequence, "error")
                 finished.append(sequence)
             elif self._accept(sequence, chunk, result.tokens):

@@ -119,12 +119,14 @@ class Chunk:
 class Step:
     """One forward pass: decode chunks (length 1) first, then prefill chunks.
 
-    swap_out: (device block, host block) copied before anything else, swap_in: (host block, device block) after that.
+    Before that, in this order: `clean` zeroes blocks that a failed sequence left, swap_out copies (device block, host
+    block), swap_in (host block, device block).
     """
 
     chunks: tuple[Chunk, ...]
     swap_out: tuple[tuple[int, int], ...] = ()
     swap_in: tuple[tuple[int, int], ...] = ()
+    clean: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

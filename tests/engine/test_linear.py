@@ -79,7 +79,7 @@ def test_what_cannot_be_packed(tiny_llama: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="'fp8' has no kernel on cpu"):
         pack_(model, "fp8")
     fuse_(model)
-    with pytest.raises(UserError, match="qkv_proj is 80 x 48, int4's kernel takes multiples of 16 x 32"):
+    with pytest.raises(UserError, match="o_proj is 48 x 48, int4's kernel takes multiples of 16 x 32"):
         pack_(model, "int4")
     with pytest.raises(UserError, match="needs dtype bf16"):
         pack_(load_model(tiny_llama()[0]), "int8")
