@@ -1,0 +1,220 @@
+"""The serving engine's speed: a batch of requests, one request alone, and one long prompt, beside what the machine
+could do at best by its measured ceilings.
+
+--model is a directory of real weights, or llama-1b, llama-8b or a config.json, which get seeded random weights.
+--peer transformers runs its continuous batching on the same requests in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+import torch
+
+from serveproof import script
+from serveproof.bench import engine_load
+from serveproof.bench.peer_transformers import PeerJob
+from serveproof.engine.config import read_config
+from serveproof.engine.kv_cache import DTYPES
+from serveproof.engine.linear import fuse_, pack_
+from serveproof.engine.loader import load_model, random_model
+from serveproof.engine.model import Llama
+from serveproof.engine.model_runner import ModelRunner
+from serveproof.engine.start import Settings, start_with
+from serveproof.errors import UserError
+from serveproof.hardware import ceilings
+from serveproof.hardware.key import device_of
+from serveproof.hardware.start import start_torch
+from serveproof.pairs import ROOT
+from serveproof.provenance import collect
+from serveproof.results import Ceilings, HardwareRecord, read, write
+from serveproof.serving_results import EngineRecord, PeerLoad
+
+WEIGHT_BYTES = {None: 0.0, "int8": 1.0, "int4": 0.5 + 4 / 32, "fp8": 1.0}
+TOKEN_PROMPT, TOKEN_COUNT = 128, 64
+
+
+def config_path(name: str) -> Path:
+    """The config.json that --model names."""
+    named = ROOT / "config" / "models" / f"{name}.json"
+    path = named if named.exists() else Path(name)
+    if not path.exists():
+        shapes = ", ".join(sorted(file.stem for file in named.parent.glob("*.json")))
+        raise UserError(f"--model {name}: no such directory, config.json or shape; the shapes are {shapes}")
+    return path
+
+
+def build(arguments: argparse.Namespace, settings: Settings) -> Llama:
+    """The model, fused, its weights in the bits asked for."""
+    path, dtype = config_path(arguments.model), DTYPES[settings.dtype]
+    if path.is_dir():
+        model = load_model(path, dtype, settings.device)
+    else:
+        model = random_model(read_config(path), arguments.seed, dtype, settings.device)
+    fuse_(model)
+    if settings.weights:
+        pack_(model, settings.weights)
+    return model
+
+
+def peer(arguments: argparse.Namespace, settings: Settings, load: engine_load.Load) -> PeerLoad:
+    """The same load through transformers, started after this process has given its GPU memory back."""
+    path = str(config_path(arguments.model))
+    job = PeerJob(path, settings.device, settings.dtype, arguments.threads, load.prompts, load.outputs)
+    with tempfile.TemporaryDirectory(prefix="serveproof-") as folder:
+        asked, answered = Path(folder, "job.json"), Path(folder, "reply.json")
+        asked.write_bytes(msgspec.json.encode(job))
+        subprocess.run(
+            [sys.executable, "-m", "serveproof.bench.peer_transformers", asked, answered], check=True, cwd=ROOT
+        )
+        return msgspec.json.decode(answered.read_bytes(), type=PeerLoad)
+
+
+def ceilings_of(arguments: argparse.Namespace, device: str) -> tuple[str, Ceilings]:
+    """The machine's name and ceilings: from hardware.json, or measured now."""
+    if arguments.hardware:
+        record = read(arguments.hardware, HardwareRecord)
+        return record.name, record.ceilings
+    name = torch.cuda.get_device_name() if device == "cuda" else "this CPU"
+    return name, ceilings.measure(device)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    device = device_of(arguments.key)
+    start_torch(device, arguments.threads)
+    settings = Settings(
+        dtype=arguments.dtype,
+        weights=arguments.weights,
+        cache_dtype=arguments.cache_dtype,
+        device=device,
+        max_running=arguments.max_running,
+        token_budget=arguments.token_budget,
+        max_model_len=max(
+            arguments.prompts[1] + arguments.outputs[1], arguments.prefill + 1, TOKEN_PROMPT + TOKEN_COUNT
+        ),
+        prefix_caching=False,
+        compile_block=arguments.compile,
+        graphs=not arguments.no_graphs,
+    )
+    name, machine = ceilings_of(arguments, device)
+    started = time.perf_counter()
+    model = build(arguments, settings)
+    engine = start_with(model, settings, say=lambda text: script.say(arguments.log, text))
+    start_s = time.perf_counter() - started
+    config, dtype = model.config, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[settings.dtype]
+    plain = DTYPES[settings.dtype].itemsize
+    packed = WEIGHT_BYTES[settings.weights] or plain
+    head = plain if settings.weights in (None, "fp8") else packed
+    cache = DTYPES[settings.cache_dtype or settings.dtype].itemsize
+    counted = engine_load.work_of(config, packed, head, cache)
+    load = engine_load.make_load(
+        arguments.requests, tuple(arguments.prompts), tuple(arguments.outputs), config.vocab_size, arguments.seed
+    )
+    warm = engine_load.make_load(4, (40, 60), (3, 9), config.vocab_size, arguments.seed + 1)
+    engine_load.run_load(engine, warm, counted, machine, dtype)
+    runs = []
+    for number in range(arguments.runs):
+        runs.append(engine_load.run_load(engine, load, counted, machine, dtype))
+        script.say(arguments.log, f"run {number + 1}: {runs[-1].output_tokens_per_s:.0f} output tokens/s")
+    token_ms = engine_load.token_ms(engine, TOKEN_PROMPT, TOKEN_COUNT, config.vocab_size)
+    engine_load.prefill_s(engine, arguments.prefill, config.vocab_size, seed=2)
+    prefill_s = engine_load.prefill_s(engine, arguments.prefill, config.vocab_size, seed=3)
+    read_ms = 1e3 * counted.weight_bytes / machine.read_bandwidth_bytes_per_s
+    flops = (
+        arguments.prefill * counted.token_flops
+        + counted.head_flops
+        + arguments.prefill * (arguments.prefill + 1) / 2 * counted.context_flops
+    )
+    runner = engine.runner
+    graphs = runner.decode_graphs if isinstance(runner, ModelRunner) else None
+    del engine, model, runner
+    if device == "cuda":
+        graphs_s, graphs_bytes = (graphs.seconds, graphs.device_bytes) if graphs else (0.0, 0)
+        graphs = None
+        torch.cuda.empty_cache()
+    else:
+        graphs_s, graphs_bytes = 0.0, 0
+    record = EngineRecord(
+        hardware=arguments.key,
+        machine=name,
+        model=arguments.model if config_path(arguments.model).is_file() else Path(arguments.model).name,
+        dtype=settings.dtype,
+        weights=settings.weights or settings.dtype,
+        cache_dtype=settings.cache_dtype or settings.dtype,
+        max_running=settings.max_running,
+        token_budget=settings.token_budget,
+        start_s=start_s,
+        graph_capture_s=graphs_s,
+        graph_bytes=graphs_bytes,
+        runs=runs,
+        token_ms=token_ms,
+        weights_read_ms=read_ms,
+        token_ratio=token_ms / read_ms,
+        prefill_tokens=arguments.prefill,
+        prefill_s=prefill_s,
+        prefill_flops_fraction=flops / prefill_s / machine.matmul_flops_per_s[dtype],
+        peer=peer(arguments, settings, load) if arguments.peer else None,
+        provenance=collect(ROOT),
+    )
+    if arguments.out:
+        write(arguments.out, record)
+    print(table(record))
+
+
+def table(record: EngineRecord) -> str:
+    """What was measured, one line a figure."""
+    best = max(record.runs, key=lambda run: run.output_tokens_per_s)
+    lines = [
+        f"{record.model} {record.dtype}, weights {record.weights}, cache {record.cache_dtype}, on {record.machine}",
+        f"{best.requests} requests, {best.prompt_tokens} + {best.output_tokens} tokens in {best.steps} steps: "
+        f"{best.output_tokens_per_s:.0f} output tokens/s, {100 * best.roofline_fraction:.0f} % of the steps' roofline "
+        f"(runs: {', '.join(f'{run.output_tokens_per_s:.0f}' for run in record.runs)})",
+        f"TTFT p50 {best.ttft_p50_ms:.0f} ms, TPOT p50 {best.tpot_p50_ms or 0:.2f} ms, {best.preemptions} preemptions",
+        f"one request: {record.token_ms:.3f} ms a token, {record.token_ratio:.2f} x its weights' read time",
+        f"prefill of {record.prefill_tokens}: {1e3 * record.prefill_s:.1f} ms, "
+        f"{100 * record.prefill_flops_fraction:.0f} % of the measured {record.dtype} rate",
+        f"start {record.start_s:.1f} s, graphs {record.graph_capture_s:.1f} s and {record.graph_bytes / 2**20:.0f} MiB",
+    ]
+    if record.peer:
+        own = record.peer.output_tokens_per_s
+        told = (
+            f"{own:.0f} output tokens/s: serveproof is {best.output_tokens_per_s / own:.1f} x"
+            if own
+            else record.peer.reason
+        )
+        lines.append(f"{record.peer.name} {record.peer.version}: {told}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = script.parser(__doc__ or "")
+    parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
+    parser.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
+    parser.add_argument("--hardware", type=Path, help="hardware.json of this machine; without it ceilings are measured")
+    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--weights", help="int8 or int4 on a CPU, fp8 on CUDA")
+    parser.add_argument("--cache-dtype")
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--prompts", type=int, nargs=2, default=(100, 1024), metavar=("LOW", "HIGH"))
+    parser.add_argument("--outputs", type=int, nargs=2, default=(100, 1024), metavar=("LOW", "HIGH"))
+    parser.add_argument("--prefill", type=int, default=8192, help="tokens of the long prompt")
+    parser.add_argument("--max-running", type=int, default=256)
+    parser.add_argument("--token-budget", type=int, default=8192)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the repeated block")
+    parser.add_argument("--no-graphs", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--peer", choices=["transformers"])
+    parser.add_argument("--out", type=Path, help="write the record here, as JSON")
+    script.run(work, parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
