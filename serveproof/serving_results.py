@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from serveproof.results import Provenance, Record
 
 
@@ -58,4 +60,68 @@ class EngineRecord(Record):
     prefill_s: float
     prefill_flops_fraction: float
     peer: PeerLoad | None
+    provenance: Provenance
+
+
+class RankShare(Record):
+    """What one rank of a tensor-parallel model holds; vocabulary is [begin, end)."""
+
+    rank: int
+    parameters: int
+    bytes: int
+    query_heads: int
+    kv_heads: int
+    vocabulary: tuple[int, int]
+    cache_bytes: int
+
+
+class TensorParallelRecord(Record):
+    """What scripts/inference_serving_multigpu.py measured. equal: to the tokens of one rank; None: not checked."""
+
+    hardware: str
+    world: int
+    backend: str
+    model: str
+    dtype: str
+    shares: list[RankShare]
+    requests: int
+    prefill_tokens: int
+    prefill_s: float
+    token_ms: float
+    output_tokens_per_s: float
+    equal: bool | None
+    provenance: Provenance
+
+
+class Rung(Record):
+    """One step of the ladder: every optimization up to this one. Figures only where status is passed.
+
+    weight_bytes and cache_bytes: what they take; perplexity of a fixed text through this rung's weights and cache.
+    """
+
+    name: str
+    added: str
+    status: Literal["passed", "skipped", "error"]
+    reason: str = ""
+    output_tokens_per_s: float | None = None
+    prefill_tokens_per_s: float | None = None
+    speedup: float | None = None
+    weight_bytes: int = 0
+    cache_bytes: int = 0
+    perplexity: float | None = None
+    perplexity_change_percent: float | None = None
+    steps: int = 0
+
+
+class LadderRecord(Record):
+    """What scripts/inference_optimizations_blackwell.py measured; speedups are against the first rung."""
+
+    hardware: str
+    machine: str
+    model: str
+    dtype: str
+    requests: int
+    prompt_tokens: int
+    output_tokens: int
+    rungs: list[Rung]
     provenance: Provenance

@@ -105,17 +105,28 @@ def random_model(
     """A model of the config's shape with seeded random weights, for speed where the real ones are not at hand.
 
     Matrices are normal with variance 1 / inputs, norms 1: activations keep their size, so nothing overflows in bf16.
-    Drawn on the device, so the same seed gives other weights on another kind of device; each rank draws its own share.
+    Drawn on the device, so the same seed gives other weights on another kind of device. Ranks draw whole matrices and
+    keep their share: the model is the same for any number of them.
     """
     model = _blank(config, group)
-    generator = torch.Generator(device=device).manual_seed(seed + group.rank)
+    splits = {place.key: place.split for place in _places(config).values()}
+    generator = torch.Generator(device=device).manual_seed(seed)
     state = {}
     for name, tensor in model.state_dict().items():
         if tensor.dim() == 1:
             state[name] = torch.ones(tensor.shape, dtype=dtype, device=device)
-        else:
-            drawn = torch.randn(tensor.shape, generator=generator, device=device, dtype=dtype)
-            state[name] = drawn.mul_(tensor.shape[-1] ** -0.5)
+            continue
+        shape, split = list(tensor.shape), splits[name]
+        stacked = tensor.dim() == 3  # of an expert the split is that of its own matrix
+        dim = None if split is None else split + stacked
+        if dim is not None:
+            shape[dim] *= group.world
+        drawn = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        if dim is not None and group.world > 1:
+            halves = drawn.chunk(2, dim) if name.endswith("gate_up") else (drawn,)
+            drawn = torch.cat([half.chunk(group.world, dim)[group.rank] for half in halves], dim)
+        inputs = shape[-1]
+        state[name] = drawn.mul_(inputs**-0.5)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
 

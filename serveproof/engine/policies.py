@@ -18,7 +18,12 @@ Rank = Callable[[Sequence], tuple[float, ...]]
 
 
 class Policy(Protocol):
-    """A queue of waiting sequences. Sequences that were finished while they waited are never given out."""
+    """A queue of waiting sequences. Sequences that were finished while they waited are never given out.
+
+    counts_service: whether `served` does anything.
+    """
+
+    counts_service: bool
 
     def push(self, sequence: Sequence) -> None:
         """Queue a sequence, new or preempted, and set its rank."""
@@ -35,6 +40,8 @@ class Policy(Protocol):
 
 class Ranked:
     """The smallest rank first; a rank never changes."""
+
+    counts_service = False
 
     def __init__(self, rank: Rank) -> None:
         self.rank = rank
@@ -63,6 +70,7 @@ class Fair:
     idleness starts at the least counter of those that are there, so idleness saves nothing up.
     """
 
+    counts_service = True
     PROMPT_WEIGHT = 1.0
     OUTPUT_WEIGHT = 2.0
 

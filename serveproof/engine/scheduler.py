@@ -110,11 +110,24 @@ class Scheduler:
         """Take in what a step sampled, a result for each chunk that samples; the sequences that it finished."""
         finished = []
         remaining = iter(results)
+        page, keep, stop_ids = self.blocks.page_size, self.blocks.prefix_caching, self.stop_ids
+        plain, counted = not self.limits.drafts, self.policy.counts_service
         for chunk in step.chunks:
             sequence = chunk.sequence
             result = next(remaining) if chunk.samples else None
             if sequence.status is Status.FINISHED:
                 continue
+            if plain and result is not None and result.error is None:
+                # one token that ends nothing: what nearly every sequence of nearly every step gets
+                place, token, params = chunk.start + chunk.length, result.tokens[0], sequence.params
+                stops = (token in stop_ids and not params.ignore_eos) or token in params.stop_token_ids
+                if not stops and place + 1 < sequence.limit:
+                    sequence.tokens[place] = token
+                    if counted:
+                        self.policy.served(sequence, 0, 1)
+                    if keep and place // page > len(sequence.keys):
+                        self._publish(sequence, place)
+                    continue
             if result is None:
                 self._publish(sequence, chunk.context)
             elif result.error is not None:

@@ -1,0 +1,138 @@
+"""The ladder: one decoder, from a padded batch in eager torch to everything the engine does, one optimization a rung.
+
+Each rung has speed, memory and perplexity against the first. It runs on any device; what a device can't do is skipped
+with its reason. --model is a directory of real weights, or llama-1b, llama-8b or a config.json with random ones, whose
+perplexity would say nothing and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from serveproof import script
+from serveproof.bench.ladder import Problem, climb
+from serveproof.engine.config import read_config
+from serveproof.engine.kv_cache import DTYPES
+from serveproof.engine.loader import load_model, random_model
+from serveproof.engine.model import Llama
+from serveproof.engine.start import Settings, load_tokenizer
+from serveproof.errors import UserError
+from serveproof.hardware.key import device_of
+from serveproof.hardware.start import start_torch
+from serveproof.pairs import ROOT
+from serveproof.provenance import collect
+from serveproof.results import write
+from serveproof.serving_results import LadderRecord
+
+SCORED = 512
+
+
+def problem_of(arguments: argparse.Namespace, path: Path, vocabulary: int) -> Problem:
+    """Prompts with a common beginning, as a system prompt is, and lengths that differ; tokens of the text if given."""
+    needed = SCORED + arguments.shared + arguments.requests * arguments.prompt
+    tokenizer = load_tokenizer(path) if path.is_dir() and arguments.text else None
+    if tokenizer is not None:
+        tokens = tokenizer.encode(arguments.text.read_text(encoding="utf-8"), add_special_tokens=False).ids
+        if len(tokens) < needed:
+            raise UserError(f"{arguments.text}: {len(tokens)} tokens, {needed} are needed; give a longer text")
+    else:
+        generator = torch.Generator().manual_seed(arguments.seed)
+        tokens = torch.randint(vocabulary, (needed,), generator=generator).tolist()
+    text, shared = tokens[:SCORED], tokens[SCORED : SCORED + arguments.shared]
+    own = tokens[SCORED + arguments.shared :]
+    prompts, outputs = [], []
+    for number in range(arguments.requests):
+        length = arguments.prompt // 4 + number * (3 * arguments.prompt // 4) // max(1, arguments.requests - 1)
+        prompts.append(shared + own[number * arguments.prompt :][:length])
+        outputs.append(
+            arguments.tokens // 4 + (number * 7 % arguments.requests) * arguments.tokens // arguments.requests
+        )
+    return Problem(prompts, [max(1, count) for count in outputs], text)
+
+
+def work(arguments: argparse.Namespace) -> None:
+    device = device_of(arguments.key)
+    start_torch(device, arguments.threads)
+    named = ROOT / "config" / "models" / f"{arguments.model}.json"
+    path = named if named.exists() else Path(arguments.model)
+    dtype = DTYPES[arguments.dtype]
+
+    def load() -> Llama:
+        if path.is_dir():
+            return load_model(path, dtype, device)
+        return random_model(read_config(path), arguments.seed, dtype, device)
+
+    config = read_config(path / "config.json" if path.is_dir() else path)
+    problem = problem_of(arguments, path, config.vocab_size)
+    longest = max(len(p) + n for p, n in zip(problem.prompts, problem.outputs, strict=True))
+    settings = Settings(
+        dtype=arguments.dtype,
+        device=device,
+        max_running=arguments.batch,
+        token_budget=max(arguments.budget, 4 * arguments.batch),
+        max_model_len=max(longest, SCORED),
+    )
+    rungs = climb(load, problem, settings, path.is_dir(), lambda text: script.say(arguments.log, text))
+    record = LadderRecord(
+        hardware=arguments.key,
+        machine=torch.cuda.get_device_name() if device == "cuda" else "CPU",
+        model=path.stem,
+        dtype=arguments.dtype,
+        requests=len(problem.prompts),
+        prompt_tokens=sum(map(len, problem.prompts)),
+        output_tokens=sum(problem.outputs),
+        rungs=rungs,
+        provenance=collect(ROOT),
+    )
+    if arguments.out:
+        write(arguments.out, record)
+    rows = [
+        (
+            rung.name,
+            rung.status if rung.status != "passed" else f"{rung.output_tokens_per_s:.0f}",
+            "" if rung.speedup is None else f"{rung.speedup:.2f} x",
+            "" if rung.prefill_tokens_per_s is None else f"{rung.prefill_tokens_per_s:.0f}",
+            f"{rung.weight_bytes / 2**20:.0f}" if rung.weight_bytes else "",
+            f"{rung.cache_bytes / 2**20:.1f}" if rung.cache_bytes else "",
+            "" if rung.perplexity is None else f"{rung.perplexity:.3f}",
+            rung.reason,
+        )
+        for rung in rungs
+    ]
+    heads = (
+        "rung",
+        "output tokens/s",
+        "speedup",
+        "prefill tokens/s",
+        "weights MiB",
+        "cache MiB",
+        "perplexity",
+        "reason",
+    )
+    print(tabulate(rows, headers=heads))
+
+
+def main() -> None:
+    parser = script.parser(__doc__ or "")
+    parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
+    parser.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
+    parser.add_argument("--text", type=Path, help="UTF-8 text for prompts and perplexity, with a model directory")
+    parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8, help="sequences at a time")
+    parser.add_argument("--shared", type=int, default=64, help="tokens that all prompts begin with")
+    parser.add_argument("--prompt", type=int, default=128, help="most tokens of a prompt after those")
+    parser.add_argument("--tokens", type=int, default=64, help="most tokens of an answer, a quarter more")
+    parser.add_argument("--budget", type=int, default=256, help="tokens a step")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, help="write the record here, as JSON")
+    script.run(work, parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Tensor parallel over two gloo processes: the tokens of one rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from serveproof.engine.config import parse_config
+from serveproof.engine.loader import load_model, random_model
+from serveproof.engine.parallel import Group
+from serveproof.errors import UserError
+from serveproof.pairs import ROOT
+from serveproof.serving_results import TensorParallelRecord
+
+EVEN = {"vocab_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+
+
+def torchrun(model: Path, out: Path, ranks: int) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
+        "scripts/inference_serving_multigpu.py", "--model", str(model), "--check", "--out", str(out),
+        "--prefill", "64", "--prompt", "20", "--tokens", "8", "--threads", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3Moe"])
+def test_two_ranks_equal_one(family: str, tiny_llama: Callable[..., Any], tmp_path: Path) -> None:
+    more = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24} if "Moe" in family else {}
+    directory, _ = tiny_llama(family=family, **EVEN, **more)
+    ran = torchrun(directory, tmp_path / "tp.json", 2)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    record = msgspec.json.decode((tmp_path / "tp.json").read_bytes(), type=TensorParallelRecord)
+    assert (record.world, record.backend, record.equal) == (2, "gloo", True)
+    assert [share.vocabulary for share in record.shares] == [(0, 48), (48, 96)]
+    assert {share.kv_heads for share in record.shares} == {1}
+    assert "rank 1 of 2" in ran.stderr
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_shares_put_together_are_the_whole(experts: bool, tiny_llama: Callable[..., Any]) -> None:
+    """From a checkpoint and from a seed: the ranks' matrices side by side are one rank's."""
+    more = {"family": "Mixtral", "num_local_experts": 3} if experts else {}
+    directory, _ = tiny_llama(**EVEN, **more)
+    config = parse_config(json.loads((directory / "config.json").read_text()))
+    loads = (
+        lambda group: load_model(directory, group=group),
+        lambda group: random_model(config, 3, torch.float32, group=group),
+    )
+    for load in loads:
+        whole = load(Group()).state_dict()
+        parts = [load(Group(rank, 2)).state_dict() for rank in range(2)]
+        for name, tensor in whole.items():
+            pair = [part[name] for part in parts]
+            if pair[0].shape == tensor.shape:
+                assert all(torch.equal(one, tensor) for one in pair), name
+                continue
+            (dim,) = [d for d in range(tensor.dim()) if pair[0].shape[d] != tensor.shape[d]]
+            if name.endswith("gate_up"):  # gate and up are split each
+                found = torch.cat([torch.cat([one.chunk(2, dim)[half] for one in pair], dim) for half in (0, 1)], dim)
+            else:
+                found = torch.cat(pair, dim)
+            assert torch.equal(found, tensor), name
+
+
+def test_what_does_not_divide_is_told(tiny_llama: Callable[..., Any]) -> None:
+    directory, _ = tiny_llama(num_attention_heads=6, num_key_value_heads=2)
+    for world, expected in (
+        (4, "num_attention_heads 6 does not divide by 4"),
+        (2, "vocab_size 97 does not divide by 2"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            load_model(directory, group=Group(0, world))
