@@ -1,11 +1,14 @@
 # make report | test | bench | lint | lock | clean | help. Each sets up what it needs.
 #   make report PYTHON=/path/python             the Python that .venv is made with
 #   make report PYTHON=/path/python VENV=none   use that environment as it is: install nothing
+#   make report PUBLISHED=h200                  render reports/published/h200, measure nothing
 PYTHON ?= python3
 VENV   ?= .venv
 CORES  ?= all
 # more arguments for snakemake, e.g. ARGS="--configfile config/smoke.yaml"
 ARGS   ?=
+# folders of reports/published to render instead of measuring, e.g. PUBLISHED="h200 2x_h200"
+PUBLISHED ?=
 
 HAVE_GPU := $(wildcard /proc/driver/nvidia/version)$(shell command -v nvidia-smi 2>/dev/null)
 LOCK     := envs/$(if $(HAVE_GPU),gpu,cpu).txt
@@ -29,7 +32,11 @@ help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 report: $(READY) ## measure this machine and render reports/index.html
+ifeq ($(PUBLISHED),)
 	$(PY) -m snakemake --cores $(CORES) $(ARGS)
+else
+	$(PY) scripts/report.py --results $(addprefix reports/published/,$(PUBLISHED))
+endif
 	@echo "report: $(CURDIR)/reports/index.html"
 
 test: $(TESTS)   ## all tests, a real browser among them
