@@ -96,7 +96,8 @@ def fuse_(model: Llama) -> None:
 def pack_(model: Llama, weights: str) -> None:
     """Bring the linear layers of a fused model to fewer bits, in place; on a CPU the LM head too.
 
-    Embedding, norms and experts stay; int4's LM head is int8. UserError for a name that is none, or for a device or dtype without the kernel.
+    Embedding, norms and experts stay; int4's LM head is int8. UserError for a name that is none, or for a device or
+    dtype without the kernel.
     """
     if weights not in PACKED:
         raise UserError(f"weights {weights!r} is unknown; there are {', '.join(PACKED)}, or none")
