@@ -45,7 +45,7 @@ class StepTensors:
 
 
 class PagedAttention:
-    """Set up once a step by `plan`, then called by each layer. plan_buffers: for CUDA graphs, kept between steps."""
+    """Set up once a step by `plan`, then called by each layer."""
 
     def __init__(self, cache: KVCache, heads: int) -> None:
         self.cache, self.heads = cache, heads
@@ -55,12 +55,15 @@ class PagedAttention:
         self.mask_B11S: Tensor
 
     def plan(self, step: StepTensors, decode_plan: Any = None) -> None:
-        """Prepare for the layers of a step. decode_plan: one that is filled already, as a CUDA graph does."""
+        """Prepare for the layers of a step. decode_plan: its `empty_plan`, kept between steps, as a CUDA graph does."""
         self.step = step
         if not len(step.lengths_B):
             return
         if step.tokens_N.is_cuda:
-            self.decode_plan = decode_plan if decode_plan is not None else self.new_plan(step)
+            from serveproof.ops import paged_plan
+
+            self.decode_plan = self.empty_plan(len(step.lengths_B)) if decode_plan is None else decode_plan
+            paged_plan.fill_plan(self.decode_plan, step.lengths_B)
             return
         longest = int(step.lengths_B.max())
         pages = -(-longest // self.cache.page_size)
@@ -68,15 +71,13 @@ class PagedAttention:
         seen_BS = torch.arange(pages * self.cache.page_size)[None] < step.lengths_B[:, None]
         self.mask_B11S = seen_BS[:, None, None]
 
-    def new_plan(self, step: StepTensors) -> Any:
-        """A plan of the split-KV kernel for this step's lengths; without waiting for them."""
+    def empty_plan(self, batch: int) -> Any:
+        """A plan of the split-KV kernel for `batch` sequences of any lengths."""
         from serveproof.ops import paged_plan
 
         pool_NPHD = self.cache.pool[0, 0]
-        q_BHE = torch.empty(len(step.lengths_B), self.heads, pool_NPHD.shape[-1], device=pool_NPHD.device)
-        plan = paged_plan.make_plan(q_BHE, pool_NPHD, most_parts(len(step.lengths_B)))
-        paged_plan.fill_plan(plan, step.lengths_B)
-        return plan
+        q_BHE = torch.empty(batch, self.heads, pool_NPHD.shape[-1], device=pool_NPHD.device)
+        return paged_plan.make_plan(q_BHE, pool_NPHD, most_parts(batch))
 
     def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
         step = self.step

@@ -46,8 +46,7 @@ class BlockManager:
             block = self.free.popleft()
         else:
             block, _ = self.kept.popitem(last=False)
-            key, _, _ = self.content.pop(block)
-            del self.block_of[key]
+            self._forget(block)
         self.references[block] = 1
         return block
 
@@ -61,7 +60,7 @@ class BlockManager:
         before = ROOT
         if self.prefix_caching:
             for page in range((len(tokens) - 1) // self.page_size):
-                part = tuple(tokens[page * self.page_size : (page + 1) * self.page_size])
+                part = self._part(tokens, page)
                 key = key_of(before, part)
                 block = self.block_of.get(key, 0)
                 if not block or self.content[block][1:] != (before, part):
@@ -87,8 +86,8 @@ class BlockManager:
 
     def grow(self, sequence: Sequence, tokens: int) -> bool:
         """Lengthen a sequence's table until it holds so many tokens; False if blocks ran out."""
-        missing = -(-tokens // self.page_size) - len(sequence.blocks)
-        if missing > len(self.free) + len(self.kept):
+        missing = self.pages(tokens) - len(sequence.blocks)
+        if missing > self.available:
             return False
         for _ in range(missing):
             sequence.blocks.append(self.take())
@@ -100,7 +99,7 @@ class BlockManager:
             return
         for page in range(len(sequence.keys), known // self.page_size):
             before = sequence.keys[-1] if page else ROOT
-            part = tuple(sequence.tokens[page * self.page_size : (page + 1) * self.page_size])
+            part = self._part(sequence.tokens, page)
             key, block = key_of(before, part), sequence.blocks[page]
             sequence.keys.append(key)
             if key not in self.block_of and block not in self.content:
@@ -124,7 +123,7 @@ class BlockManager:
         own = [block for block in sequence.blocks if self.references[block] == 1]
         for block in own:
             if block in self.content:
-                del self.block_of[self.content.pop(block)[0]]
+                self._forget(block)
         self.dirty += own
         self.release(sequence)
 
@@ -141,6 +140,19 @@ class BlockManager:
         copies = tuple(zip(sequence.host_blocks, sequence.blocks, strict=True))
         self.drop_host(sequence)
         return copies
+
+    def forget_kept(self) -> None:
+        """Forget the content of all unused blocks: what comes next finds no prefix of what was before."""
+        while self.kept:
+            block, _ = self.kept.popitem()
+            self._forget(block)
+            self.free.append(block)
+
+    def _forget(self, block: int) -> None:
+        del self.block_of[self.content.pop(block)[0]]
+
+    def _part(self, tokens: list[int], page: int) -> tuple[int, ...]:
+        return tuple(tokens[page * self.page_size : (page + 1) * self.page_size])
 
     def drop_host(self, sequence: Sequence) -> None:
         """Give a sequence's host blocks back."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serveproof.engine.config import ModelConfig
 from serveproof.engine.model import Llama, full_attention
 from serveproof.errors import UserError
 from serveproof.ops.quantize import E4M3_MAX
@@ -70,8 +69,9 @@ class KVCache:
             self.pool[:, :, block].copy_(self.host[host], non_blocking=True)
 
 
-def block_bytes(config: ModelConfig, kv_heads: int, page_size: int, dtype: torch.dtype) -> int:
-    """Bytes of one block over all layers; kv_heads are a rank's own."""
+def block_bytes(model: Llama, page_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block over all layers, of a rank's KV heads."""
+    config, kv_heads = model.config, model.group.share(model.config.num_key_value_heads)
     return config.num_hidden_layers * 2 * page_size * kv_heads * config.head_dim * dtype.itemsize
 
 
@@ -81,7 +81,7 @@ def make_cache(
     """Allocate. UserError when the device has not enough memory: it says for how many blocks there would be room."""
     config, kv_heads = model.config, model.group.share(model.config.num_key_value_heads)
     shape = (config.num_hidden_layers, 2, blocks, page_size, kv_heads, config.head_dim)
-    each = block_bytes(config, kv_heads, page_size, dtype)
+    each = block_bytes(model, page_size, dtype)
     try:
         pool = torch.zeros(shape, dtype=dtype, device=device)
     except (torch.cuda.OutOfMemoryError, RuntimeError) as error:
@@ -98,7 +98,7 @@ def make_cache(
 
 def blocks_for(free_bytes: int, model: Llama, page_size: int, dtype: torch.dtype) -> int:
     """How many blocks fit into so many bytes. UserError where not even two do: block 0 is padding's."""
-    each = block_bytes(model.config, model.group.share(model.config.num_key_value_heads), page_size, dtype)
+    each = block_bytes(model, page_size, dtype)
     if free_bytes < 2 * each:
         raise UserError(
             f"{free_bytes / 2**20:.0f} MiB are left for the cache, a block takes {each / 2**20:.1f} MiB; "

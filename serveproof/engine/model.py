@@ -150,6 +150,10 @@ class Layer(nn.Module):
         return result
 
 
+Before = Callable[[Layer, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+After = Callable[[Layer, Tensor, Tensor], Tensor]
+
+
 class Llama(nn.Module):
     """The whole model, or a rank's share of it. Weights are uninitialised until the loader fills them."""
 
@@ -186,13 +190,23 @@ class Llama(nn.Module):
         cos_Nf, sin_Nf = angles_Nf.cos() * factor, angles_Nf.sin() * factor
         return torch.cat((cos_Nf, cos_Nf), -1).to(dtype), torch.cat((-sin_Nf, sin_Nf), -1).to(dtype)
 
-    def forward(self, tokens_N: Tensor, positions_N: Tensor, attend: Attend) -> Tensor:
-        """Final normed hidden states [N, D] in the model's dtype, of int64 token ids [N] at int64 positions [N]."""
+    def forward(
+        self,
+        tokens_N: Tensor,
+        positions_N: Tensor,
+        attend: Attend,
+        before: Before = Layer.before,
+        after: After = Layer.after,
+    ) -> Tensor:
+        """Final normed hidden states [N, D] in the model's dtype, of int64 token ids [N] at int64 positions [N].
+
+        before, after: the layer's two pieces, perhaps compiled.
+        """
         x_ND = self.embed(tokens_N)
         cos_NE, sin_NE = self.rope(positions_N)
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)  # noqa: S101 (told to mypy)
-            x_ND = layer.after(x_ND, attend(index, *layer.before(x_ND, cos_NE, sin_NE)))
+            x_ND = after(layer, x_ND, attend(index, *before(layer, x_ND, cos_NE, sin_NE)))
         normed_ND: Tensor = self.norm(x_ND)
         return normed_ND
 

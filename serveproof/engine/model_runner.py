@@ -19,7 +19,7 @@ from serveproof.engine import sampler
 from serveproof.engine.attention import PagedAttention, Piece, StepTensors
 from serveproof.engine.cuda_graphs import DecodeGraphs
 from serveproof.engine.kv_cache import KVCache
-from serveproof.engine.model import Layer, Llama
+from serveproof.engine.model import After, Before, Layer, Llama
 from serveproof.engine.sequence import Chunk, Sampled, Sequence, Step
 
 
@@ -67,7 +67,8 @@ class ModelRunner:
         self.attention = PagedAttention(cache, model.group.share(model.config.num_attention_heads))
         self.tables = BlockTables(max_running, -(-max_model_len // cache.page_size))
         self.last = torch.zeros(max_running + 1, dtype=torch.int64, device=self.device)
-        self.before, self.after = Layer.before, Layer.after
+        self.before: Before = Layer.before
+        self.after: After = Layer.after
         if compile_block:
             self.before = torch.compile(Layer.before, dynamic=True, fullgraph=True)
             self.after = torch.compile(Layer.after, dynamic=True, fullgraph=model.config.experts is None)
@@ -81,21 +82,18 @@ class ModelRunner:
         if not step.chunks:
             return Pending(list)
         sampling = [chunk for chunk in step.chunks if chunk.samples]
-        pure = all(chunk.length == 1 and not chunk.drafts for chunk in step.chunks) and len(sampling) == len(
-            step.chunks
-        )
+        pure = all(chunk.length == 1 and chunk.samples and not chunk.drafts for chunk in step.chunks)
         if pure and self.decode_graphs is not None and len(step.chunks) <= self.decode_graphs.largest:
             logits_RV, tokens_R, finite_R, fed_R = self.decode_graphs.replay(step.chunks, self.tables)
         else:
             logits_RV, tokens_R, finite_R, fed_R = self._eager(step, sampling)
         if not sampling:
             return Pending(list)
-        choices = _choices(sampling)
-        if any(choice.params.temperature or choice.params.repetition_penalty != 1 for choice in choices):
-            tokens_R = sampler.sample(logits_RV.float(), choices, fed_R)
+        asked = [chunk.sequence.params for chunk in sampling]
+        if any(params.temperature or params.repetition_penalty != 1 for params in asked):
+            tokens_R = sampler.sample(logits_RV.float(), _choices(sampling), fed_R)
             self.last[self._slots(sampling)] = tokens_R
-        wanted = [choice.params.logprobs for choice in choices]
-        logits = logits_RV.clone() if any(count is not None for count in wanted) else None
+        logits = logits_RV.clone() if any(params.logprobs is not None for params in asked) else None
         return self._pending(sampling, tokens_R, finite_R, logits)
 
     def _eager(self, step: Step, sampling: list[Chunk]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -113,13 +111,8 @@ class ModelRunner:
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor) -> Tensor:
         """The model's forward with the compiled pieces; attention reads its plan."""
-        x_ND = self.model.embed(tokens_N)
-        cos_NE, sin_NE = self.model.rope(positions_N)
-        for index, layer in enumerate(self.model.layers):
-            q_NHE, k_NKE, v_NKE = self.before(layer, x_ND, cos_NE, sin_NE)  # type: ignore[arg-type]
-            x_ND = self.after(layer, x_ND, self.attention(index, q_NHE, k_NKE, v_NKE))  # type: ignore[arg-type]
-        normed_ND: Tensor = self.model.norm(x_ND)
-        return normed_ND
+        hidden_ND: Tensor = self.model(tokens_N, positions_N, self.attention, self.before, self.after)
+        return hidden_ND
 
     def tensors(self, step: Step) -> tuple[list[int], StepTensors, Tensor]:
         """(rows that sample, the step's tensors, the slot of each row): one copy of the numbers to the device."""

@@ -7,12 +7,12 @@ from tokenizers.decoders import DecodeStream
 
 
 class TextStream:
-    """The text of one request's output. `text` is what may be shown, `stopped` whether a stop string came."""
+    """The text of one request's output. `held` may not be shown yet; `stopped`: whether a stop string came."""
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
         self.tokenizer, self.stop = tokenizer, stop
         self.stream = DecodeStream(skip_special_tokens=True)
-        self.text = self.held = ""
+        self.held = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
@@ -34,7 +34,6 @@ class TextStream:
 
     def _show(self, count: int) -> str:
         shown, self.held = self.held[:count], self.held[count:]
-        self.text += shown
         return shown
 
 

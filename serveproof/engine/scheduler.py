@@ -155,24 +155,23 @@ class Scheduler:
     def _decode(self, chunks: list[Chunk], left: int) -> int:
         """A token for every running sequence whose other tokens are computed; the budget that is left."""
         page, grow, running = self.blocks.page_size, self.blocks.grow, self.running
-        drafts, index = self.limits.drafts, 0
+        speculates, index = self.limits.drafts > 0, 0
         while index < len(running):
             sequence = running[index]
             index += 1
             length = len(sequence.tokens)
             if length - sequence.computed != 1 or length >= sequence.limit:
                 continue
-            if drafts:
-                left -= self._decode_with_drafts(chunks, sequence, left)
-                continue
+            drafts = self._drafts(sequence, left) if speculates else ()
             if length > len(sequence.blocks) * page and not grow(sequence, length):
                 index = self._make_room(sequence, length, index)
                 if sequence.status is not Status.RUNNING:
                     continue
-            chunks.append(Chunk(sequence, length - 1, 1, True))
-            sequence.tokens.append(PLACEHOLDER)
+            chunks.append(Chunk(sequence, length - 1, 1, True, drafts))
+            if not speculates:
+                sequence.tokens.append(PLACEHOLDER)
             sequence.computed = length
-            left -= 1
+            left -= 1 + len(drafts)
         return left
 
     def _append_decode(self, chunks: list[Chunk], sequence: Sequence) -> None:
@@ -183,20 +182,12 @@ class Scheduler:
         if not self.limits.drafts:
             sequence.tokens.append(PLACEHOLDER)
 
-    def _decode_with_drafts(self, chunks: list[Chunk], sequence: Sequence, left: int) -> int:
-        """A token and guesses at those after it; what they took of the budget. No step is in flight."""
+    def _drafts(self, sequence: Sequence, left: int) -> tuple[int, ...]:
+        """Guesses at the tokens after the one to compute, as many as budget, limit and blocks allow."""
         length = len(sequence.tokens)
         most = min(self.limits.drafts, left - 1, sequence.limit - length - 1)
         drafts = self.propose(sequence.tokens, most) if most > 0 else ()
-        if drafts and not self.blocks.grow(sequence, length + len(drafts)):
-            drafts = ()
-        if not self.blocks.grow(sequence, length):
-            self._make_room(sequence, length, self.running.index(sequence) + 1)
-            if sequence.status is not Status.RUNNING:
-                return 0
-        chunks.append(Chunk(sequence, length - 1, 1, True, drafts))
-        sequence.computed = length
-        return 1 + len(drafts)
+        return drafts if self.blocks.grow(sequence, length + len(drafts)) else ()
 
     def _prefill(self, chunks: list[Chunk], sequence: Sequence, left: int, alone: bool) -> int:
         """The next piece of a sequence's uncomputed tokens; what it took of the budget."""
