@@ -20,14 +20,11 @@ import torch
 from serveproof import script
 from serveproof.bench import engine_load
 from serveproof.bench.peer_transformers import PeerJob
-from serveproof.engine.config import read_config
 from serveproof.engine.kv_cache import DTYPES
-from serveproof.engine.linear import fuse_, pack_
-from serveproof.engine.loader import load_model, random_model
-from serveproof.engine.model import Llama
+from serveproof.engine.linear import prepare_
+from serveproof.engine.loader import find_model, load_or_draw, model_name
 from serveproof.engine.model_runner import ModelRunner
-from serveproof.engine.start import Settings, start_with
-from serveproof.errors import UserError
+from serveproof.engine.start import COMPUTE, Settings, start_with
 from serveproof.hardware import ceilings
 from serveproof.hardware.key import device_of
 from serveproof.hardware.start import start_torch
@@ -40,33 +37,11 @@ WEIGHT_BYTES = {None: 0.0, "int8": 1.0, "int4": 0.5 + 4 / 32, "fp8": 1.0}
 TOKEN_PROMPT, TOKEN_COUNT = 128, 64
 
 
-def config_path(name: str) -> Path:
-    """The config.json that --model names."""
-    named = ROOT / "config" / "models" / f"{name}.json"
-    path = named if named.exists() else Path(name)
-    if not path.exists():
-        shapes = ", ".join(sorted(file.stem for file in named.parent.glob("*.json")))
-        raise UserError(f"--model {name}: no such directory, config.json or shape; the shapes are {shapes}")
-    return path
-
-
-def build(arguments: argparse.Namespace, settings: Settings) -> Llama:
-    """The model, fused, its weights in the bits asked for."""
-    path, dtype = config_path(arguments.model), DTYPES[settings.dtype]
-    if path.is_dir():
-        model = load_model(path, dtype, settings.device)
-    else:
-        model = random_model(read_config(path), arguments.seed, dtype, settings.device)
-    fuse_(model)
-    if settings.weights:
-        pack_(model, settings.weights)
-    return model
-
-
 def peer(arguments: argparse.Namespace, settings: Settings, load: engine_load.Load) -> PeerLoad:
     """The same load through transformers, started after this process has given its GPU memory back."""
-    path = str(config_path(arguments.model))
-    job = PeerJob(path, settings.device, settings.dtype, arguments.threads, load.prompts, load.outputs)
+    job = PeerJob(
+        str(find_model(arguments.model)), settings.device, settings.dtype, arguments.threads, load.prompts, load.outputs
+    )
     with tempfile.TemporaryDirectory(prefix="serveproof-") as folder:
         asked, answered = Path(folder, "job.json"), Path(folder, "reply.json")
         asked.write_bytes(msgspec.json.encode(job))
@@ -102,12 +77,14 @@ def work(arguments: argparse.Namespace) -> None:
         compile_block=arguments.compile,
         graphs=not arguments.no_graphs,
     )
+    path = find_model(arguments.model)
     name, machine = ceilings_of(arguments, device)
     started = time.perf_counter()
-    model = build(arguments, settings)
+    model = load_or_draw(path, arguments.seed, DTYPES[settings.dtype], device)
+    prepare_(model, settings.weights)
     engine = start_with(model, settings, say=lambda text: script.say(arguments.log, text))
     start_s = time.perf_counter() - started
-    config, dtype = model.config, {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[settings.dtype]
+    config, dtype = model.config, str(DTYPES[settings.dtype]).removeprefix("torch.")
     plain = DTYPES[settings.dtype].itemsize
     packed = WEIGHT_BYTES[settings.weights] or plain
     head = plain if settings.weights in (None, "fp8") else packed
@@ -133,17 +110,14 @@ def work(arguments: argparse.Namespace) -> None:
     )
     runner = engine.runner
     graphs = runner.decode_graphs if isinstance(runner, ModelRunner) else None
-    del engine, model, runner
+    graphs_s, graphs_bytes = (graphs.captured.seconds, graphs.captured.device_bytes) if graphs else (0.0, 0)
+    del engine, model, runner, graphs
     if device == "cuda":
-        graphs_s, graphs_bytes = (graphs.seconds, graphs.device_bytes) if graphs else (0.0, 0)
-        graphs = None
         torch.cuda.empty_cache()
-    else:
-        graphs_s, graphs_bytes = 0.0, 0
     record = EngineRecord(
         hardware=arguments.key,
         machine=name,
-        model=arguments.model if config_path(arguments.model).is_file() else Path(arguments.model).name,
+        model=model_name(path),
         dtype=settings.dtype,
         weights=settings.weights or settings.dtype,
         cache_dtype=settings.cache_dtype or settings.dtype,
@@ -197,7 +171,7 @@ def main() -> None:
     parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
     parser.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
     parser.add_argument("--hardware", type=Path, help="hardware.json of this machine; without it ceilings are measured")
-    parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--dtype", default="bf16", choices=COMPUTE)
     parser.add_argument("--weights", help="int8 or int4 on a CPU, fp8 on CUDA")
     parser.add_argument("--cache-dtype")
     parser.add_argument("--requests", type=int, default=256)

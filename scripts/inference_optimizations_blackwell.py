@@ -15,11 +15,9 @@ from tabulate import tabulate
 
 from serveproof import script
 from serveproof.bench.ladder import Problem, climb
-from serveproof.engine.config import read_config
 from serveproof.engine.kv_cache import DTYPES
-from serveproof.engine.loader import load_model, random_model
-from serveproof.engine.model import Llama
-from serveproof.engine.start import Settings, load_tokenizer
+from serveproof.engine.loader import find_model, load_or_draw, model_name
+from serveproof.engine.start import COMPUTE, Settings, load_tokenizer
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 from serveproof.hardware.start import start_torch
@@ -57,17 +55,9 @@ def problem_of(arguments: argparse.Namespace, path: Path, vocabulary: int) -> Pr
 def work(arguments: argparse.Namespace) -> None:
     device = device_of(arguments.key)
     start_torch(device, arguments.threads)
-    named = ROOT / "config" / "models" / f"{arguments.model}.json"
-    path = named if named.exists() else Path(arguments.model)
-    dtype = DTYPES[arguments.dtype]
-
-    def load() -> Llama:
-        if path.is_dir():
-            return load_model(path, dtype, device)
-        return random_model(read_config(path), arguments.seed, dtype, device)
-
-    config = read_config(path / "config.json" if path.is_dir() else path)
-    problem = problem_of(arguments, path, config.vocab_size)
+    path = find_model(arguments.model)
+    model = load_or_draw(path, arguments.seed, DTYPES[arguments.dtype], device)
+    problem = problem_of(arguments, path, model.config.vocab_size)
     longest = max(len(p) + n for p, n in zip(problem.prompts, problem.outputs, strict=True))
     settings = Settings(
         dtype=arguments.dtype,
@@ -76,11 +66,11 @@ def work(arguments: argparse.Namespace) -> None:
         token_budget=max(arguments.budget, 4 * arguments.batch),
         max_model_len=max(longest, SCORED),
     )
-    rungs = climb(load, problem, settings, path.is_dir(), lambda text: script.say(arguments.log, text))
+    rungs = climb(model, problem, settings, path.is_dir(), lambda text: script.say(arguments.log, text))
     record = LadderRecord(
         hardware=arguments.key,
         machine=torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        model=path.stem,
+        model=model_name(path),
         dtype=arguments.dtype,
         requests=len(problem.prompts),
         prompt_tokens=sum(map(len, problem.prompts)),
@@ -121,7 +111,7 @@ def main() -> None:
     parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
     parser.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
     parser.add_argument("--text", type=Path, help="UTF-8 text for prompts and perplexity, with a model directory")
-    parser.add_argument("--dtype", default="bf16", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--dtype", default="bf16", choices=COMPUTE)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8, help="sequences at a time")
     parser.add_argument("--shared", type=int, default=64, help="tokens that all prompts begin with")

@@ -17,16 +17,16 @@ import torch.distributed as dist
 
 from serveproof import script
 from serveproof.bench import engine_load
-from serveproof.engine.config import ModelConfig, read_config
+from serveproof.engine.config import ModelConfig
 from serveproof.engine.engine import Completion, Engine
 from serveproof.engine.kv_cache import DTYPES
-from serveproof.engine.linear import fuse_
-from serveproof.engine.loader import load_model, random_model
+from serveproof.engine.linear import prepare_
+from serveproof.engine.loader import find_model, load_or_draw, model_name
 from serveproof.engine.model import Llama
 from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.parallel import SINGLE, Group
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.start import COMPUTE, Settings, start_with
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 from serveproof.pairs import ROOT
@@ -51,13 +51,8 @@ def joined(device: str) -> Group:
 
 def model_of(arguments: argparse.Namespace, device: str, group: Group) -> Llama:
     """The rank's share of the model directory, or of random weights for a config.json or a shape."""
-    named = ROOT / "config" / "models" / f"{arguments.model}.json"
-    path = named if named.exists() else Path(arguments.model)
-    if path.is_dir():
-        model = load_model(path, DTYPES[arguments.dtype], device, group)
-    else:
-        model = random_model(read_config(path), arguments.seed, DTYPES[arguments.dtype], device, group)
-    fuse_(model)
+    model = load_or_draw(find_model(arguments.model), arguments.seed, DTYPES[arguments.dtype], device, group)
+    prepare_(model, None)
     return model
 
 
@@ -136,7 +131,7 @@ def work(arguments: argparse.Namespace) -> None:
             hardware=arguments.key,
             world=group.world,
             backend=dist.get_backend() if group.world > 1 else "none",
-            model=Path(arguments.model).stem,
+            model=model_name(find_model(arguments.model)),
             dtype=arguments.dtype,
             shares=shares,
             requests=arguments.requests,
@@ -164,7 +159,7 @@ def main() -> None:
     parser = script.parser(__doc__ or "")
     parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
     parser.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
-    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--dtype", default="fp32", choices=COMPUTE)
     parser.add_argument("--requests", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=48, help="tokens of the longest prompt")
     parser.add_argument("--tokens", type=int, default=16, help="tokens to generate for each request")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from statistics import median_high
 
 from serveproof import script
 from serveproof.engine.block_manager import BlockManager
@@ -40,12 +41,8 @@ def step_us(running: int, waiting: int, policy: str) -> tuple[float, float]:
         scheduler.commit(step, results)
         scheduling.append(middle - started)
         committing.append(time.perf_counter() - before)
-    return _median_us(scheduling), _median_us(committing)
-
-
-def _median_us(times: list[float]) -> float:
-    steady = sorted(times[STEPS // 4 :])
-    return 1e6 * steady[len(steady) // 2]
+    steady = slice(STEPS // 4, None)
+    return 1e6 * median_high(scheduling[steady]), 1e6 * median_high(committing[steady])
 
 
 def work(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import median_high
 
 import torch
 
@@ -150,8 +151,8 @@ def run_load(engine: Engine, load: Load, work: ModelWork, ceilings: Ceilings, dt
         steps=counting.steps,
         ideal_s=counting.ideal_s,
         roofline_fraction=counting.ideal_s / run.seconds,
-        ttft_p50_ms=1e3 * _median([mark.first_s for mark in marks]),
-        tpot_p50_ms=1e3 * _median(tpot_s) if tpot_s else None,
+        ttft_p50_ms=1e3 * median_high([mark.first_s for mark in marks]),
+        tpot_p50_ms=1e3 * median_high(tpot_s) if tpot_s else None,
         preemptions=engine.snapshot().preemptions,
     )
 
@@ -165,14 +166,10 @@ def token_ms(engine: Engine, prompt_tokens: int, tokens: int, vocabulary: int) -
         if engine.step():
             times.append(time.perf_counter())
     gaps = [later - before for before, later in pairwise(times[4:])]
-    return 1e3 * _median(gaps)
+    return 1e3 * median_high(gaps)
 
 
 def prefill_s(engine: Engine, prompt_tokens: int, vocabulary: int, seed: int) -> float:
     """Seconds from adding one prompt to its first token."""
     load = make_load(1, (prompt_tokens, prompt_tokens), (1, 1), vocabulary, seed)
     return _drive(engine, load).seconds
-
-
-def _median(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
 
 from serveproof.bench import padded
 from serveproof.engine.engine import Engine
-from serveproof.engine.linear import fuse_, pack_
+from serveproof.engine.linear import prepare_
 from serveproof.engine.model import Llama, full_attention
 from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.sequence import Chunk, SamplingParams, Sequence, Step
@@ -67,12 +68,15 @@ class Problem:
     outputs: list[int]
     text: list[int]
 
+    @property
+    def warm(self) -> list[list[int]]:
+        """What is answered before anything is timed."""
+        return [prompt[:8] for prompt in self.prompts[:2]]
 
-def climb(
-    load: Callable[[], Llama], problem: Problem, base: Settings, meaningful: bool, say: Callable[[str], object]
-) -> list[Rung]:
-    """Every rung in order. meaningful: the weights are real, so a perplexity says something."""
-    model = load()
+
+def climb(model: Llama, problem: Problem, base: Settings, meaningful: bool, say: Callable[[str], object]) -> list[Rung]:
+    """Every rung in order; the model's weights are packed on the way. meaningful: they are real, so a perplexity says
+    something. A rung that fails leaves the next ones without what it would have added."""
     settings = replace(base, prefix_caching=False, graphs=False, compile_block=False)
     rungs: list[Rung] = []
     for way in ways(base.device):
@@ -81,17 +85,14 @@ def climb(
             continue
         try:
             if way.weights:
-                fuse_(model)
-                pack_(model, way.weights)
-            settings = replace(settings, **way.changes)
-            rung = (
-                _padded_rung(model, problem, way, base) if way.padded else _engine_rung(model, problem, way, settings)
-            )
+                prepare_(model, way.weights)
+            tried = replace(settings, **way.changes)
+            rung = _padded_rung(model, problem, way, base) if way.padded else _engine_rung(model, problem, way, tried)
         except (UserError, RuntimeError, NotImplementedError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             rungs.append(Rung(way.name, way.added, "skipped" if isinstance(error, UserError) else "error", first))
-            settings = replace(settings, **{name: getattr(base, name) for name in way.changes})
             continue
+        settings = tried
         rungs.append(_against(rungs, rung, meaningful))
         say(f"{rung.name}: {rung.output_tokens_per_s:.0f} output tokens/s")
     return rungs
@@ -99,8 +100,6 @@ def climb(
 
 def _against(rungs: list[Rung], rung: Rung, meaningful: bool) -> Rung:
     """The rung with its speedup and its perplexity's change; perplexity of random weights is left out."""
-    import msgspec
-
     passed = [one for one in rungs if one.status == "passed"]
     first = passed[0] if passed else rung
     speedup = (rung.output_tokens_per_s or 0.0) / (first.output_tokens_per_s or math.inf)
@@ -122,8 +121,7 @@ def weight_bytes(model: Llama) -> int:
 
 def _padded_rung(model: Llama, problem: Problem, way: Way, base: Settings) -> Rung:
     batch = base.max_running
-    warm = [prompt[:8] for prompt in problem.prompts[:2]]
-    padded.generate(model, warm, [2] * len(warm), batch, way.sdpa)
+    padded.generate(model, problem.warm, [2] * len(problem.warm), batch, way.sdpa)
     started = time.perf_counter()
     answers = padded.generate(model, problem.prompts, problem.outputs, batch, way.sdpa)
     seconds = time.perf_counter() - started
@@ -153,12 +151,11 @@ def _padded_rung(model: Llama, problem: Problem, way: Way, base: Settings) -> Ru
 def _engine_rung(model: Llama, problem: Problem, way: Way, settings: Settings) -> Rung:
     engine = start_with(model, settings)
     params = [SamplingParams(max_tokens=count, ignore_eos=True) for count in problem.outputs]
-    engine.generate([prompt[:8] for prompt in problem.prompts[:2]], SamplingParams(max_tokens=2, ignore_eos=True))
+    engine.generate(problem.warm, SamplingParams(max_tokens=2, ignore_eos=True))
     before, started = engine.steps, time.perf_counter()
     done = engine.generate(problem.prompts, params)
     seconds, steps = time.perf_counter() - started, engine.steps - before
-    engine = start_with(model, settings)  # no prefix of the timed run
-    engine.generate([prompt[:8] for prompt in problem.prompts[:2]], SamplingParams(max_tokens=2, ignore_eos=True))
+    engine.blocks.forget_kept()  # no prefix of the timed run
     started = time.perf_counter()
     engine.generate(problem.prompts, SamplingParams(max_tokens=1, ignore_eos=True))
     prefill_s = time.perf_counter() - started

@@ -15,10 +15,9 @@ import msgspec
 import torch
 import transformers
 
+from serveproof.engine.kv_cache import DTYPES
 from serveproof.results import Record
 from serveproof.serving_results import PeerLoad
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class PeerJob(Record):

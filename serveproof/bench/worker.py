@@ -92,8 +92,8 @@ def time_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
     refill = Refill(pair, case.axes, job.device, job.seed)
     # A candidate's first calls compile: a stopwatch of its own keeps their time out of the rounds' spins.
     watch = timing.Stopwatch(job.device, case.clock, job.ranks)
-    chosen = {"optimized": job.served.get(case.case, "")}
-    choices = {side: candidates.choose(build_side(pair, side, refill), watch, chosen.get(side, "")) for side in SIDES}
+    chosen = job.served.get(case.case, "")
+    choices = {side: candidates.choose(build_side(pair, side, refill), watch, chosen) for side in SIDES}
     runs = {side: choice.run for side, choice in choices.items()}
     plan = getattr(runs["optimized"], "plan", "")
     runs["optimized"] = injection.slowed(runs["optimized"], job.injected_slowdown_percent, watch)

@@ -1,8 +1,8 @@
 """Linear layers for speed: projections that share an input as one product, and weights in fewer bits.
 
 int8 and int4 are weight-only, through torch's packed CPU kernels, for decoding is bound by reading the weights. fp8 is
-a product of e4m3 numbers on CUDA, activations quantised a row, weights a channel. `serveproof.engine.quantization` has
-the numerics of perplexity; this module has the speed. M rows of input, N outputs, K inputs.
+a product of e4m3 numbers on CUDA, activations quantised a row, weights a channel; int8 and fp8 weights are rounded as
+perplexity's are (serveproof.engine.quantization). M rows of input, N outputs, K inputs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serveproof.engine.model import MLP, Layer, Llama
+from serveproof.engine.quantization import PRECISIONS, quantize_weight
 from serveproof.errors import UserError
-from serveproof.ops.quantize import E4M3_MAX, quantize_rows
+from serveproof.ops.quantize import quantize_rows
 
-INT8_MAX = 127.0
 INT4_GROUP, INT4_OUTPUTS = 32, 16
 # From here a product is bound by arithmetic, and widening the weights first is faster than the packed kernel.
 INT8_ROWS = 16
@@ -28,8 +28,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight_NK: Tensor) -> None:
         super().__init__()
-        scale_N = (weight_NK.float().abs().amax(1) / INT8_MAX).clamp(min=1e-12)
-        self.values_NK = (weight_NK.float() / scale_N[:, None]).round().to(torch.int8)
+        self.values_NK, scale_N = quantize_weight(weight_NK, PRECISIONS["int8_channel"])
         self.scale_N = scale_N.to(torch.bfloat16)
 
     def forward(self, x_MK: Tensor) -> Tensor:
@@ -64,9 +63,7 @@ class Fp8Linear(nn.Module):
 
     def __init__(self, weight_NK: Tensor) -> None:
         super().__init__()
-        scale_N = (weight_NK.float().abs().amax(1) / E4M3_MAX).clamp(min=1e-12)
-        scaled_NK = (weight_NK.float() / scale_N[:, None]).clamp(-E4M3_MAX, E4M3_MAX)
-        self.values_NK = scaled_NK.to(torch.float8_e4m3fn)
+        self.values_NK, scale_N = quantize_weight(weight_NK, PRECISIONS["fp8_e4m3_channel"])
         self.scale_1N = scale_N[None].contiguous()
 
     def forward(self, x_MK: Tensor) -> Tensor:
@@ -91,6 +88,13 @@ def fuse_(model: Llama) -> None:
         if isinstance(layer.mlp, MLP):
             layer.mlp.gate_up_proj = _stacked(layer.mlp.gate_proj, layer.mlp.up_proj)
             del layer.mlp.gate_proj, layer.mlp.up_proj
+
+
+def prepare_(model: Llama, weights: str | None) -> None:
+    """Make a loaded model ready to serve, in place: fused, and its weights in the bits of that name, if any."""
+    fuse_(model)
+    if weights:
+        pack_(model, weights)
 
 
 def pack_(model: Llama, weights: str) -> None:

@@ -17,8 +17,10 @@ from serveproof.engine.config import ModelConfig, read_config
 from serveproof.engine.model import Llama
 from serveproof.engine.parallel import SINGLE, Group, check
 from serveproof.errors import UserError
+from serveproof.pairs import ROOT
 
 INDEX = "model.safetensors.index.json"
+SHAPES = ROOT / "config" / "models"
 
 
 def weight_files(directory: Path | str) -> list[Path]:
@@ -129,6 +131,30 @@ def random_model(
         state[name] = drawn.mul_(inputs**-0.5)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def find_model(name: str) -> Path:
+    """What a user names as a model: a directory, a config.json, or a shape of config/models."""
+    shape = SHAPES / f"{name}.json"
+    path = shape if shape.exists() else Path(name)
+    if not path.exists():
+        shapes = ", ".join(sorted(file.stem for file in SHAPES.glob("*.json")))
+        raise UserError(f"--model {name}: no such directory, config.json or shape; the shapes are {shapes}")
+    return path
+
+
+def model_name(path: Path) -> str:
+    """How a record calls what `find_model` found."""
+    return path.name if path.is_dir() else path.stem
+
+
+def load_or_draw(
+    path: Path, seed: int, dtype: torch.dtype, device: torch.device | str = "cpu", group: Group = SINGLE
+) -> Llama:
+    """The weights of a directory, or random ones for a config.json."""
+    if path.is_dir():
+        return load_model(path, dtype, device, group)
+    return random_model(read_config(path), seed, dtype, device, group)
 
 
 def _blank(config: ModelConfig, group: Group) -> Llama:

@@ -13,7 +13,7 @@ from serveproof.engine.block_manager import BlockManager
 from serveproof.engine.cuda_graphs import capture_decodes
 from serveproof.engine.engine import Engine
 from serveproof.engine.kv_cache import DTYPES, blocks_for, calibrate, make_cache
-from serveproof.engine.linear import PACKED, fuse_, pack_
+from serveproof.engine.linear import PACKED, prepare_
 from serveproof.engine.loader import load_model
 from serveproof.engine.model import Llama
 from serveproof.engine.model_runner import ModelRunner
@@ -73,9 +73,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer | None:
 def start(directory: Path | str, settings: Settings, say: Callable[[str], object] = lambda _: None) -> Engine:
     """The engine of a model directory, ready to serve, with its tokenizer."""
     model = load_model(directory, DTYPES[settings.dtype], settings.device)
-    fuse_(model)
-    if settings.weights:
-        pack_(model, settings.weights)
+    prepare_(model, settings.weights)
     return start_with(model, settings, load_tokenizer(directory), say)
 
 

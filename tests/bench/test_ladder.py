@@ -52,7 +52,7 @@ def test_every_rung_of_the_ladder(tiny_llama: Callable[..., Any]) -> None:
     directory, _ = tiny_llama(**WIDE)
     problem = ladder.Problem(prompts_of(4), [6] * 4, torch.arange(90).tolist())
     settings = Settings("bf16", max_running=4, token_budget=32, max_model_len=128)
-    rungs = ladder.climb(lambda: load_model(directory, torch.bfloat16), problem, settings, True, lambda _: None)
+    rungs = ladder.climb(load_model(directory, torch.bfloat16), problem, settings, True, lambda _: None)
     by_name = {rung.name: rung for rung in rungs}
     assert [rung.name for rung in rungs] == [way.name for way in ladder.ways("cpu")]
     assert {name for name, rung in by_name.items() if rung.status == "skipped"} == {"compiled block", "CUDA graphs"}

@@ -221,3 +221,14 @@ def test_limits_that_let_nothing_run_are_refused() -> None:
         Limits(max_running=4, token_budget=3, max_model_len=8)
     with pytest.raises(UserError, match="'sjf' is unknown; there are first_come"):
         make(policy="sjf")
+
+
+def test_forgotten_content_is_found_no_more() -> None:
+    engine = make(max_running=1)
+    prompt = [1, 2, 4, 5] * 3
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    first = engine.generate([prompt], params)
+    engine.blocks.forget_kept()
+    assert engine.blocks.available == engine.blocks.usable
+    assert engine.generate([prompt], params) == first
+    assert engine.snapshot().prefix_hit_tokens == 0
