@@ -87,7 +87,7 @@ def work(arguments: argparse.Namespace) -> None:
     config, dtype = model.config, str(DTYPES[settings.dtype]).removeprefix("torch.")
     plain = DTYPES[settings.dtype].itemsize
     packed = WEIGHT_BYTES[settings.weights] or plain
-    head = plain if settings.weights in (None, "fp8") else packed
+    head = plain if settings.weights in (None, "fp8") else WEIGHT_BYTES["int8"]  # int4's head is int8 too
     cache = DTYPES[settings.cache_dtype or settings.dtype].itemsize
     counted = engine_load.work_of(config, packed, head, cache)
     load = engine_load.make_load(
