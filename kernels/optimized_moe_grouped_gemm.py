@@ -11,6 +11,8 @@ import importlib.util
 
 import torch
 
+from serveproof.ops.expert_rows import by_expert, grouped_mm
+
 READS = ("x_TK", "w_ENK", "logits_TE", "top_k")
 NO_HOST_SYNC = True
 
@@ -30,10 +32,8 @@ def build(inputs):
 def sort_by_expert(logits_TE, top_k):
     """(token of each sorted row, its gate, where each expert's rows end): on the device, in fixed shapes."""
     gates_TC, ids_TC = logits_TE.softmax(-1).topk(top_k, dim=-1)
-    sorted_R, order_R = ids_TC.flatten().sort(stable=True)
-    experts = torch.arange(logits_TE.shape[1], device=logits_TE.device)
-    ends_E = torch.searchsorted(sorted_R, experts, right=True)
-    return order_R // top_k, gates_TC.flatten()[order_R], ends_E
+    order_R, token_R, ends_E = by_expert(ids_TC, logits_TE.shape[1])
+    return token_R, gates_TC.flatten()[order_R], ends_E
 
 
 def add_back(out_shape, token_R, y_RN, top_k):
@@ -45,9 +45,7 @@ def add_back(out_shape, token_R, y_RN, top_k):
 
 def build_grouped_mm(inputs):
     """torch.nn.functional.grouped_mm over the sorted rows."""
-    grouped = getattr(torch.nn.functional, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
-    if grouped is None:
-        raise NotImplementedError(f"torch {torch.__version__} has no grouped_mm")
+    grouped = grouped_mm()
     x_TK, w_ENK, top_k = inputs["x_TK"], inputs["w_ENK"], inputs["top_k"]
 
     def run():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from serveproof.engine.config import Experts
 from serveproof.engine.parallel import Group
+from serveproof.ops.expert_rows import by_expert, grouped_mm
 
 
 class SparseMLP(nn.Module):
@@ -33,9 +34,7 @@ class SparseMLP(nn.Module):
 
     def forward(self, x_ND: Tensor) -> Tensor:
         gates_NC, ids_NC = self.route(x_ND)
-        sorted_R, order_R = ids_NC.flatten().sort(stable=True)
-        token_R = order_R // self.experts.per_token
-        ends_E = torch.searchsorted(sorted_R, torch.arange(self.experts.count, device=x_ND.device), right=True)
+        order_R, token_R, ends_E = by_expert(ids_NC, self.experts.count)
         y_RD = experts_grouped(x_ND[token_R], self.gate_up, self.down, ends_E)
         y_RD = y_RD * gates_NC.flatten()[order_R, None].to(x_ND.dtype)
         return self.group.all_reduce(torch.zeros_like(x_ND).index_add_(0, token_R, y_RD))
@@ -44,8 +43,7 @@ class SparseMLP(nn.Module):
 def experts_grouped(x_RD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, ends_E: Tensor) -> Tensor:
     """SwiGLU of each expert over its rows: rows are sorted by expert, expert e's end at ends_E[e]."""
     if x_RD.is_cuda:
-        grouped = getattr(F, "grouped_mm", None) or torch._grouped_mm
-        ends = ends_E.int()
+        grouped, ends = grouped_mm(), ends_E.int()
         gate_RF, up_RF = grouped(x_RD, gate_up_EFD.transpose(1, 2), offs=ends).chunk(2, dim=-1)
         out_RD: Tensor = grouped(F.silu(gate_RF) * up_RF, down_EDF.transpose(1, 2), offs=ends)
         return out_RD
