@@ -79,7 +79,11 @@ def work(axes):
 
 
 def build(inputs):
-    """SDPA with the mask as a matrix; torch takes the fastest of its back ends that accepts one."""
+    """SDPA with the mask as a matrix; torch takes the first back end in its order that accepts one.
+
+    The order is fixed, not timed: flash takes no mask; cuDNN is first on compute capability 9 and 10 where it is newer
+    than 9.15.0 (PyTorch at 001f694a, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp), else efficient serves.
+    """
 
     def run():
         q_1HSD, k_1HSD, v_1HSD = (inputs[name].transpose(0, 1)[None] for name in ("q_SHD", "k_SHD", "v_SHD"))
