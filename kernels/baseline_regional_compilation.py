@@ -120,3 +120,9 @@ def build(inputs):
 
     run.backend = "torch.compile of the whole stack"
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

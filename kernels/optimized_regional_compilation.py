@@ -38,3 +38,9 @@ def build(inputs):
 
     run.backend = "block.compile(), one code for all layers"
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

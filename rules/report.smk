@@ -32,6 +32,7 @@ rule report:
         verified=expand(rules.verify_pair.output[0], pair=PAIRS),
         measured=rules.judge.input.measured,
         samples=expand(rules.measure_pair.output.samples, pair=PAIRS),
+        profiles=expand(rules.profile_pair.output.record, pair=PROFILED),
         perplexity=rules.perplexity_eval.output,
         judgement=rules.judge.output[0],
     output:
