@@ -22,6 +22,7 @@ rule all:
         rules.report.input.measured,
         rules.report.input.samples,
         rules.report.input.profiles,
+        rules.report.input.decoder,
         rules.report.input.perplexity,
         rules.report.input.judgement,
 

@@ -2,6 +2,8 @@
 PROFILE = SETTINGS.values["profile"]
 PROFILED = PAIRS if PROFILE["mode"] != "none" else []
 NSYS = "--nsys" if PROFILE["nsys"] else ""
+DECODER = PROFILE["decoder"]
+DECODERS = [] if "none" in (PROFILE["mode"], DECODER["model"]) else ["decoder"]
 
 
 rule profile_pair:
@@ -32,3 +34,31 @@ rule profile_pair:
         " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
         " --profile {params.mode:q} --trace-mb {params.trace_mb} {params.nsys} --hardware {input.hardware:q}"
         " --measured {input.measured:q} --out {output.record:q} --out-traces {output.traces:q} --log {log:q}"
+
+
+rule profile_decoder:
+    input:
+        code=code_of("scripts/inference_profiling.py"),
+        hardware=rules.hardware.output[0],
+        model=[] if DECODER["model"] == "none" else [DECODER["model"]],
+    output:
+        record=f"{RESULTS}/decoder_profile.json",
+        traces=directory(f"{RESULTS}/decoder_profile_traces"),
+    log:
+        f"{RESULTS}/logs/profile_decoder.log",
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    params:
+        key=HARDWARE,
+        environment=ENVIRONMENT_VERSIONS,
+        threads=THREADS,
+        batches=DECODER["batches"],
+        contexts=DECODER["contexts"],
+        mode=PROFILE["mode"],
+        trace_mb=PROFILE["trace_mb"],
+    shell:
+        "python3 scripts/inference_profiling.py --key {params.key:q} --model {input.model:q}"
+        " --batch {params.batches} --context {params.contexts} --profile {params.mode:q}"
+        " --trace-mb {params.trace_mb} --threads {params.threads} --hardware {input.hardware:q}"
+        " --out {output.record:q} --out-traces {output.traces:q} --log {log:q} > {log:q}.txt"

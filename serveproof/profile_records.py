@@ -16,7 +16,7 @@ Mode = Literal["none", "minimal", "deep_dive"]
 MODES: tuple[Mode, ...] = ("none", "minimal", "deep_dive")
 Kind = Literal["kernel", "copy", "operation", "launch", "wait", "python", "range"]
 
-MOST_HOTSPOTS, MOST_FLAMES, MOST_WAITS, MOST_POINTS, MOST_KERNELS, LONGEST_NAME = 60, 300, 12, 200, 60, 240
+MOST_HOTSPOTS, MOST_FLAMES, MOST_WAITS, MOST_POINTS, MOST_KERNELS, LONGEST_NAME = 60, 150, 12, 200, 60, 240
 Name = Annotated[str, msgspec.Meta(max_length=LONGEST_NAME)]
 
 

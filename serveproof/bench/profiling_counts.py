@@ -71,6 +71,11 @@ class _Counting(TorchDispatchMode):
         self.counted = counted
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # In inference mode whole compositions arrive (linear, attention): what they are made of has the formulas.
+        with self:
+            out = func.decompose(*args, **(kwargs or {}))
+        if out is not NotImplemented:
+            return out
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
         inputs = list(_tensors((args, kwargs or {})))

@@ -26,9 +26,9 @@ from serveproof.profile_records import (
 from serveproof.results import Ceilings
 
 DEVICE = ("kernel", "copy")
-LEAST_WIDTH = 0.002
+LEAST_WIDTH = 0.004
 DEEPEST = 24
-MOST_SHAPES = 4
+MOST_SHAPES = 8
 # The device waits for the host when it would idle this share of a call's time without a profiler.
 LAUNCH_BOUND = 0.2
 INTERNALS = re.compile(r"^(<built-in|torch/|contextlib\.py|serveproof/bench/)")
@@ -194,6 +194,8 @@ def _row(key: Key, count: float, time_ms: float, whole_ms: float, work: Work | N
     roofline_ms, bound_by = None, "unknown" if kind in (*DEVICE, "operation") else "host"
     if work is not None:
         roofline_ms, bound_by = least_ms(work, ceilings)
+        # A view computes nothing and moves nothing: what it takes is the host's.
+        bound_by = bound_by if roofline_ms else "host"
     return Hotspot(
         kind=kind,
         name=name,

@@ -7,7 +7,7 @@ import argparse
 import msgspec
 
 from serveproof.bench.job import Job
-from serveproof.profile_records import MODES, Mode, Profile
+from serveproof.profile_records import MODES, DecoderPoint, Mode, Profile
 from serveproof.results import Ceilings, Record
 
 
@@ -37,6 +37,25 @@ class CounterJob(Job, kw_only=True):
     metrics: list[str]
     most_operations: int = 0
     limit_s: int = 0
+
+
+class DecoderJob(Job, kw_only=True):
+    """A Job for serveproof.bench.profiling_decoder: prefill and decode of the shape in `model` (a config.json)."""
+
+    model: str
+    batches: list[int]
+    contexts: list[int]
+    dtype: str
+    ceilings: Ceilings
+    traces: str = ""
+    trace_bytes: int = 0
+
+
+class DecoderReply(Record):
+    """The model's size and every point of the sweep."""
+
+    parameters: int
+    points: list[DecoderPoint]
 
 
 class RawKernel(Record):
