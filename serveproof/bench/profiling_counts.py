@@ -125,8 +125,9 @@ def _size(one: torch.Tensor) -> int:
 
 
 def _bytes(func: Any, name: str, inputs: list[torch.Tensor], out: Any) -> float:
-    returns = [one.alias_info for one in func._schema.returns]
-    views = bool(returns) and all(info is not None and not info.is_write for info in returns)
+    writes = any(one.alias_info is not None and one.alias_info.is_write for one in func._schema.arguments)
+    there = {one.untyped_storage().data_ptr() for one in inputs}
+    views = not writes and any(one.untyped_storage().data_ptr() in there for one in _tensors(out))
     if views or name in FREE:
         return 0.0
     outputs = sum(map(_size, _tensors(out)))

@@ -92,13 +92,13 @@ def with_python(rows: Rows, stacks: Window) -> Rows:
     """
     outside_us = sum(took for key, took in rows.times.items() if key[0] == "range")
     seen: dict[tuple[str, str], float] = defaultdict(float)
-    entered: dict[tuple[str, str], float] = defaultdict(float)
+    entered: dict[tuple[str, str], set[int]] = defaultdict(set)
     for one in stacks.owned:
         if one.node.kind in ("python", "range"):
             within = next((up.name for up in one.node.path() if up.kind == "range" and up.parent is not None), "")
             place = (one.node.name if one.node.kind == "python" else NOTHING_KNOWN, within)
             seen[place] += one.end - one.start
-            entered[place] = max(entered[place], float(stacks.starts.get(id(one.node), 0)))
+            entered[place].add(id(one.node))
     total = sum(seen.values())
     if not outside_us or not total:
         return rows
@@ -107,7 +107,7 @@ def with_python(rows: Rows, stacks: Window) -> Rows:
     for (name, within), took in seen.items():
         key: Key = ("python", name, "", "", within)
         times[key] = outside_us * took / total
-        counts[key] = entered[name, within]
+        counts[key] = float(sum(stacks.starts.get(node, 0) for node in entered[name, within]))
     return Rows(times, counts)
 
 
@@ -122,20 +122,19 @@ def hotspots(
     device_us = sum(took for key, took in rows.times.items() if key[0] in DEVICE)
     host_us = sum(rows.times.values()) - device_us
     scale = min(1.0, max(0.0, (1e3 * unprofiled_ms * calls - device_us) / host_us)) if host_us > 0 else 1.0
-    shared: dict[tuple[str, str], float] = defaultdict(float)
-    for (kind, _, operation, shapes, _), took in rows.times.items():
-        if kind in (*DEVICE, "operation"):
-            shared[operation, shapes] += took
     # Where an operation's work is its kernels', its own rows on the host carry none of it.
     launching = {(key[2], key[3]) for key in rows.times if key[0] in DEVICE}
+    shared: dict[tuple[str, str], float] = defaultdict(float)
+    for (kind, _, operation, shapes, _), took in rows.times.items():
+        if kind in DEVICE or (kind == "operation" and (operation, shapes) not in launching):
+            shared[operation, shapes] += took
     whole_ms = (device_us + host_us * scale) / 1e3 / calls
     table = []
     for key, took in rows.times.items():
         kind, _, operation, shapes, _ = key
         time_ms = took * (1.0 if kind in DEVICE else scale) / 1e3 / calls
-        work = counted.of(operation, shapes) if kind in DEVICE or kind == "operation" else None
-        if work and (kind == "operation" and (operation, shapes) in launching):
-            work = None
+        works = kind in DEVICE or (kind == "operation" and (operation, shapes) not in launching)
+        work = counted.of(operation, shapes) if works else None
         part = _part(work, counted.times_of(operation, shapes), took, shared[operation, shapes])
         table.append(_row(key, rows.counts[key] / calls, time_ms, whole_ms, part, ceilings))
     table = merged(table)

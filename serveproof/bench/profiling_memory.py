@@ -58,7 +58,7 @@ def allocations(events: list[Event], window: Window, calls: int, device: str) ->
         peak_bytes=max([0, *(size for _, size in points)]),
         timeline=thinned(points),
         top=top[:10],
-        state=_state() if device == "cuda" else {},
+        state=_state() if torch.cuda.is_available() and device == "cuda" else {},
     )
 
 

@@ -20,6 +20,7 @@ from serveproof.results import write_atomically
 WINDOW, CALLS, END = "serveproof:window", "serveproof:calls", "serveproof:end"
 ADDRESS = re.compile(r" (object )?at 0x[0-9a-f]+")
 BINDING = re.compile(r"pybind11_builtins\.pybind11_detail_function_record\w*")
+MODULE = re.compile(r"^(nn\.Module: \w+?)_\d+$")
 CUT_TRIES = 6
 
 
@@ -101,6 +102,6 @@ def keep(file: Path, out: Path, most_bytes: int) -> tuple[int, str]:
 
 
 def clean(name: str) -> str:
-    """A name without what changes from run to run (addresses) and without what no reader needs; bounded."""
-    name = BINDING.sub("torch", ADDRESS.sub("", name))
+    """A name without addresses, bindings' names and the number of a module; bounded."""
+    name = MODULE.sub(r"\1", BINDING.sub("torch", ADDRESS.sub("", name)))
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

@@ -185,7 +185,7 @@ def memory(profiles: dict[str, Profile], name: str) -> Chart | None:
             x=alt.X("ms:Q", title="time in the call, with the profiler (ms)").axis(format="~g", tickCount=6),
             y=alt.Y("megabytes:Q", title="allocated above the start (MB)").axis(format="~s", tickCount=5),
             color=charts.side_color(),
-            strokeDash=alt.StrokeDash("side:N", scale=alt.Scale(domain=list(SIDES)), legend=None),
+            strokeDash=alt.StrokeDash("side:N", scale=alt.Scale(domain=list(SIDES))),
         )
     )
     peaks = {side: one.memory.peak_bytes / 1e6 for side, one in profiles.items() if one.memory}

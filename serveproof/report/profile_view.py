@@ -84,7 +84,7 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         return [(profile.status.replace("_", " "), last[:LONGEST_LINE])]
     rows = [
         ("back end", profile.backend or "–"),
-        ("a call", f"{numbers.figure(profile.unprofiled_ms, 'ms')} when {profile.calls} follow one another"),
+        ("a call", f"{numbers.figure(profile.unprofiled_ms, 'ms')}, {profile.calls} in a row"),
         ("with the profiler", numbers.figure(profile.profiled_ms, "ms")),
     ]
     if profile.launches:
