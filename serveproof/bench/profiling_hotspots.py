@@ -136,7 +136,7 @@ def hotspots(
         works = kind in DEVICE or (kind == "operation" and (operation, shapes) not in launching)
         work = counted.of(operation, shapes) if works else None
         part = _part(work, counted.times_of(operation, shapes), took, shared[operation, shapes])
-        table.append(_row(key, rows.counts[key] / calls, time_ms, whole_ms, part, ceilings))
+        table.append(_row(key, rows.counts[key] / calls, time_ms, whole_ms, part, ceilings, works))
     table = merged(table)
     table.sort(key=lambda row: (-row.saved_ms, -row.time_ms))
     rest = table[MOST_HOTSPOTS:]
@@ -188,9 +188,11 @@ def least_ms(work: Work, ceilings: Ceilings) -> tuple[float, Literal["bytes", "f
     return (flops_ms, "flops") if flops_ms > bytes_ms else (bytes_ms, "bytes")
 
 
-def _row(key: Key, count: float, time_ms: float, whole_ms: float, work: Work | None, ceilings: Ceilings) -> Hotspot:
+def _row(
+    key: Key, count: float, time_ms: float, whole_ms: float, work: Work | None, ceilings: Ceilings, works: bool
+) -> Hotspot:
     kind, name, operation, shapes, within = key
-    roofline_ms, bound_by = None, "unknown" if kind in (*DEVICE, "operation") else "host"
+    roofline_ms, bound_by = None, "unknown" if works else "host"
     if work is not None:
         roofline_ms, bound_by = least_ms(work, ceilings)
         # A view computes nothing and moves nothing: what it takes is the host's.

@@ -55,8 +55,13 @@ def call_once(job: CounterJob) -> None:
     pair, case = pairs.load(job.pair), job.cases[0]
     refill = Refill(pair, case.axes, job.device, job.seed, sets=0)
     run, _ = closure(build_side(pair, job.side, refill), case, job)
+
+    def wait() -> None:
+        if job.device == "cuda":
+            torch.cuda.synchronize()
+
     run()
-    torch.cuda.synchronize()
+    wait()
     with nsight.annotate(RANGE):
         if job.most_operations:
             try:
@@ -66,7 +71,7 @@ def call_once(job: CounterJob) -> None:
                 pass
         else:
             run()
-        torch.cuda.synchronize()
+        wait()
 
 
 def collect(job: CounterJob) -> CounterReply:
