@@ -20,9 +20,9 @@ needs_attend = pytest.mark.skipif(
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "vocab_size": 500,
-    "hidden_size": 64,
-    "intermediate_size": 192,
+    "vocab_size": 2000,
+    "hidden_size": 256,
+    "intermediate_size": 768,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -58,12 +58,12 @@ def test_prefill_and_decode_with_their_work(
         *(("prefill", 1, 32), ("prefill", 3, 96), ("decode", 1, 1), ("decode", 3, 3)),
     ]
     # q and o, k and v, gate and up and down, a layer; and the head, of the last tokens
-    weights = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 192)
+    weights = 2 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 768)
     for point in record.points:
         found = point.profile
         assert found.status == "passed", found.reason
         products = sum(row.flops or 0.0 for row in found.hotspots if row.operation == "aten::mm")
-        assert products == pytest.approx(2 * (point.tokens * weights + point.batch * 64 * 500), rel=1e-6)
+        assert products == pytest.approx(2 * (point.tokens * weights + point.batch * 256 * 2000), rel=1e-6)
         assert [row.saved_ms for row in found.hotspots] == sorted(
             (row.saved_ms for row in found.hotspots), reverse=True
         )
