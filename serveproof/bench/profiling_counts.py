@@ -71,6 +71,8 @@ class _Counting(TorchDispatchMode):
         self.counted = counted
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not hasattr(func, "_schema"):  # what torch calls a higher-order operator
+            return func(*args, **(kwargs or {}))
         # In inference mode whole compositions arrive (linear, attention): what they are made of has the formulas.
         with self:
             out = func.decompose(*args, **(kwargs or {}))

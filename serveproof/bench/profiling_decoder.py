@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serveproof.bench import profiling_minimal, verification
+from serveproof.bench.orphans import die_with_parent
 from serveproof.bench.profiling_job import DecoderJob, DecoderReply
-from serveproof.bench.worker import die_with_parent
 from serveproof.engine.config import read_config
 from serveproof.errors import UserError
 from serveproof.hardware.start import start_torch

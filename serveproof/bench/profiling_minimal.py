@@ -121,4 +121,8 @@ def _unprofiled(run: Callable[[], Any], device: str) -> tuple[int, float]:
         torch.cuda.synchronize()
     window(1)
     calls = max(1, min(MOST_CALLS, int(WINDOW_S / max(window(1), 1e-6))))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        agreed = [calls]  # ranks that made different numbers of calls would wait for each other for ever
+        torch.distributed.broadcast_object_list(agreed)
+        calls = agreed[0]
     return calls, 1e3 * min(window(calls) for _ in range(REPEATS)) / calls

@@ -13,13 +13,12 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from serveproof.bench.profiling_counters import reason_of
+from serveproof.bench.orphans import die_with_parent, end_with
 from serveproof.bench.profiling_job import CounterJob, CounterReply, RawKernel
 
 INSIDE, OUTSIDE_PID = "NSPY_NCU_PROFILE", "SERVEPROOF_NCU_OUTSIDE"
@@ -106,6 +105,8 @@ def collect(job: CounterJob) -> CounterReply:
         kernels = read_report(reports[0], job.metrics) if reports else []
         if kernels:
             return CounterReply(kernels)
+        from serveproof.bench.profiling_counters import reason_of
+
         logs = "\n".join(file.read_text(errors="replace") for file in Path(folder).glob("*.log"))
         return CounterReply(reason=f"Nsight Compute: {reason_of(logs or problem)}")
 
@@ -126,18 +127,8 @@ def read_report(file: Path, metrics: list[str]) -> list[RawKernel]:
     return found
 
 
-def end_with(pid: int) -> None:
-    """End this process when that one is gone: between them is ncu, which would live on."""
-    while True:
-        time.sleep(1.0)
-        if not Path(f"/proc/{pid}").exists():
-            os._exit(1)
-
-
 def main() -> None:
     """Read the job, count, write the reply. Past the job's limit the whole group ends, ncu among it."""
-    from serveproof.bench.worker import die_with_parent
-
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=CounterJob)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if INSIDE in os.environ:

@@ -4,6 +4,7 @@ a verdict uses; started by serveproof.bench.profiling.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -17,9 +18,10 @@ from serveproof.bench import profiling_minimal, ranks, verification
 from serveproof.bench.candidates import choose
 from serveproof.bench.inputs import Refill
 from serveproof.bench.job import Case
+from serveproof.bench.orphans import die_with_parent
 from serveproof.bench.profiling_job import ProfileJob, ProfileReply
 from serveproof.bench.timing import Stopwatch
-from serveproof.bench.worker import Built, build_side, die_with_parent
+from serveproof.bench.worker import Built, build_side
 from serveproof.hardware.start import start_torch
 from serveproof.profile_records import Profile
 from serveproof.results import SIDES
@@ -39,7 +41,8 @@ def profile_side(pair: pairs.Pair, case: Case, side: str, job: ProfileJob) -> Pr
     try:
         refill = Refill(pair, case.axes, job.device, job.seed, sets=0)
         run, backend = closure(build_side(pair, side, refill), case, job)
-        out = Path(job.traces) / f"{case.case}_{side}.json.gz" if job.traces else None
+        keeps = bool(job.traces) and os.environ.get("RANK", "0") == "0"
+        out = Path(job.traces) / f"{case.case}_{side}.json.gz" if keeps else None
         found = profiling_minimal.profile(run, job.device, job.ceilings, out, job.trace_bytes)
         found.backend = backend
         return found
