@@ -6,6 +6,7 @@ kernel and the half that a causal mask saves. Bytes: each input read and each ou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,9 @@ GATHERS = {"aten::embedding", "aten::index", "aten::index_select", "aten::gather
 SCATTERS = {"aten::index_put_", "aten::index_copy_", "aten::scatter_", "aten::_index_put_impl_"}
 # Write their first input without reading it.
 FILLS = {"aten::copy_", "aten::fill_", "aten::zero_", "aten::normal_", "aten::uniform_"}
+GROUPED = {"aten::_grouped_mm", "aten::_scaled_grouped_mm"}
+# Names of operations that compute more than their elements: without a formula their work is unknown, not zero.
+COMPUTES = re.compile(r"mm\b|_mm_|linear|conv|attention|matmul|einsum|lstm|gru|rnn")
 FREE = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::detach"}
 
 
@@ -38,11 +42,15 @@ class Counted:
 
     work: dict[tuple[str, str], Work] = field(default_factory=dict)
     times: dict[tuple[str, str], int] = field(default_factory=dict)
+    answers: dict[tuple[str, str], Work | None] = field(default_factory=dict)
 
     def of(self, name: str, shapes: str) -> Work | None:
         """A call's work; where a trace tells fewer shapes (it leaves lists out), the mean of all that fit."""
-        if (name, shapes) in self.work:
-            return self.work[name, shapes]
+        if (name, shapes) not in self.answers:
+            self.answers[name, shapes] = self.work.get((name, shapes)) or self._mean(name, shapes)
+        return self.answers[name, shapes]
+
+    def _mean(self, name: str, shapes: str) -> Work | None:
         fits = [key for key in self.work if key[0] == name and key[1].startswith(shapes)]
         times = sum(self.times[key] for key in fits)
         if not times:
@@ -86,15 +94,29 @@ class _Counting(TorchDispatchMode):
         if key not in self.counted.work:
             first = next((one for one in inputs if one.is_floating_point()), None)
             dtype = str(first.dtype).removeprefix("torch.") if first is not None else ""
-            self.counted.work[key] = Work(_flops(func, args, kwargs or {}, out), _bytes(func, name, inputs, out), dtype)
+            flops = _flops(func, args, kwargs or {}, out)
+            if flops is not None:
+                self.counted.work[key] = Work(flops, _bytes(func, name, inputs, out), dtype)
         return out
 
 
-def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> float:
-    if "dot_product" in func._schema.name and "backward" not in func._schema.name:
+def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> float | None:
+    """FLOPs of products and attention, 0 of what only moves; None where the operation computes by no known formula."""
+    name = func._schema.name
+    if "dot_product" in name and "backward" not in name:
         return _attention_flops(func, args, kwargs)
+    if name in GROUPED:
+        return _grouped_flops(args[0], args[1])
     formula = flop_registry.get(func._overloadpacket)
-    return float(formula(*args, **kwargs, out_val=out)) if formula else 0.0
+    if formula is not None:
+        return float(formula(*args, **kwargs, out_val=out))
+    return None if not name.startswith("aten::") or COMPUTES.search(name) else 0.0
+
+
+def _grouped_flops(a: torch.Tensor, b: torch.Tensor) -> float:
+    """2 M K N, groups that share a dimension counted once and those that are a dimension of their own each."""
+    groups = a.shape[0] if a.dim() == b.dim() == 3 else 1
+    return 2.0 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1]
 
 
 def _attention_flops(func: Any, args: Any, kwargs: Any) -> float:

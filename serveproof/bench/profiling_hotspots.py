@@ -48,10 +48,14 @@ def rows_of(window: Window, counted: Counted) -> Rows:
     """Every slice's time by what it is: a kernel, an operation, or what the host did."""
     times: dict[Key, float] = defaultdict(float)
     frames: dict[Key, set[int]] = defaultdict(set)
+    known: dict[int, tuple[Key, int]] = {}
     for one in window.owned:
-        key = _key(one.node, counted)
+        if id(one.node) not in known:
+            key = _key(one.node, counted)
+            known[id(one.node)] = key, id(_counting_node(one.node, key))
+        key, frame = known[id(one.node)]
         times[key] += one.end - one.start
-        frames[key].add(id(_counting_node(one.node, key)))
+        frames[key].add(frame)
     counts = {key: float(sum(window.starts.get(node, 0) for node in nodes)) for key, nodes in frames.items()}
     return Rows(dict(times), counts)
 

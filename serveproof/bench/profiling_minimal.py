@@ -6,6 +6,7 @@ Each alone, for each makes the others slower. What one of them can't do is a not
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from serveproof.errors import UserError
 from serveproof.profile_records import Profile
 from serveproof.results import Ceilings
 
-MOST_CALLS, WINDOW_S, REPEATS = 10, 0.1, 5
+MOST_CALLS, MOST_OPERATIONS, WINDOW_S, REPEATS = 10, 5000, 0.1, 5
 
 
 def profile(
@@ -32,7 +33,7 @@ def profile(
     """Profile `run` on this device; its trace goes to `out` in at most trace_bytes."""
     notes: list[str] = []
     counted = _counted(run, notes)  # first: it warms up too
-    calls, unprofiled_ms = _unprofiled(run, device)
+    calls, unprofiled_ms = _unprofiled(run, device, sum(counted.times.values()))
     found = Profile(status="passed", backend=getattr(run, "backend", ""), calls=calls, unprofiled_ms=unprofiled_ms)
     with tempfile.TemporaryDirectory(prefix="serveproof-trace-") as name:
         folder = Path(name)
@@ -95,6 +96,9 @@ def _window(file: Path, notes: list[str]) -> Window | None:
 
 def _counted(run: Callable[[], Any], notes: list[str]) -> Counted:
     run()
+    if compiled():
+        notes.append("FLOPs and bytes are missing: code is compiled here, whose operations torch doesn't tell")
+        return Counted()
     try:
         return count(run)
     except Exception as error:  # compiled code and libraries may refuse a dispatch mode, each in its own words
@@ -103,10 +107,19 @@ def _counted(run: Callable[[], Any], notes: list[str]) -> Counted:
         return Counted()
 
 
-def _unprofiled(run: Callable[[], Any], device: str) -> tuple[int, float]:
+def compiled() -> bool:
+    """Whether torch.compile has compiled anything here: its compiler is loaded then.
+
+    Called under a dispatch mode, compiled code falls back to what it was made of, and stays so.
+    """
+    return "torch._inductor.compile_fx" in sys.modules
+
+
+def _unprofiled(run: Callable[[], Any], device: str, operations: int) -> tuple[int, float]:
     """(calls a window, ms of a call when that many follow one another and the host waits once: the quickest window).
 
-    The quickest, as the device's times in a trace are undisturbed ones; no verdict is made of it.
+    The quickest, as the device's times in a trace are undisturbed ones; no verdict is made of it. operations: of a
+    call, where they are known: a trace of many takes longer to read than to record.
     """
 
     def window(calls: int) -> float:
@@ -120,7 +133,7 @@ def _unprofiled(run: Callable[[], Any], device: str) -> tuple[int, float]:
     if device == "cuda":
         torch.cuda.synchronize()
     window(1)
-    calls = max(1, min(MOST_CALLS, int(WINDOW_S / max(window(1), 1e-6))))
+    calls = max(1, min(MOST_CALLS, int(WINDOW_S / max(window(1), 1e-6)), MOST_OPERATIONS // max(1, operations)))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         agreed = [calls]  # ranks that made different numbers of calls would wait for each other for ever
         torch.distributed.broadcast_object_list(agreed)

@@ -92,7 +92,7 @@ def keep(file: Path, out: Path, most_bytes: int) -> tuple[int, str]:
     events = sorted(whole["traceEvents"], key=lambda event: float(event.get("ts", 0.0)))
     kept = len(events)
     for _ in range(CUT_TRIES):
-        packed = gzip.compress(msgspec.json.encode({**whole, "traceEvents": events[:kept]}), mtime=0)
+        packed = gzip.compress(msgspec.json.encode({**whole, "traceEvents": events[:kept]}), compresslevel=6, mtime=0)
         if len(packed) <= most_bytes:
             write_atomically(out, lambda temporary, packed=packed: temporary.write_bytes(packed))  # type: ignore[misc]
             note = "" if kept == len(events) else f"the trace holds its first {kept} of {len(events)} events"

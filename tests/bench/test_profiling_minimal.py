@@ -139,3 +139,19 @@ class TestCounts:
     def test_a_copy_does_not_read_what_it_overwrites(self) -> None:
         x, y = torch.randn(64), torch.randn(64)
         assert self.work(lambda: x.copy_(y), "aten::copy_").bytes == 2 * 256
+
+    def test_grouped_products(self) -> None:
+        x, weights = torch.randn(32, 16), torch.randn(4, 16, 8)
+        ends = torch.tensor([8, 16, 24, 32], dtype=torch.int32)
+        try:
+            work = self.work(lambda: torch.nn.functional.grouped_mm(x, weights, offs=ends), "aten::_grouped_mm")
+        except (AttributeError, RuntimeError) as error:
+            pytest.skip(f"no grouped product here: {error}")
+        assert work.flops == 2 * 32 * 16 * 8
+
+    def test_an_operation_without_a_formula_is_unknown_and_not_zero(self) -> None:
+        with torch.library._scoped_library("serveproof_test", "DEF") as library:
+            library.define("double(Tensor x) -> Tensor")
+            library.impl("double", lambda x: x * 2, "CPU")
+            found = count(lambda: torch.ops.serveproof_test.double(torch.ones(4)))
+        assert found.of("serveproof_test::double", "[4]") is None
