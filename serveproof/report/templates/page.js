@@ -37,5 +37,9 @@
       });
     });
   }
+  // What is drawn inside a closed box has no width until it opens.
+  for (const box of document.querySelectorAll("details.profile")) {
+    box.addEventListener("toggle", () => window.dispatchEvent(new Event("resize")));
+  }
   Promise.all(drawn).then(() => document.documentElement.classList.add("charts-drawn"));
 })();
