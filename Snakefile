@@ -7,6 +7,7 @@ min_version("9.27")
 include: "rules/common.smk"
 include: "rules/hardware.smk"
 include: "rules/pairs.smk"
+include: "rules/profiling.smk"
 include: "rules/quality.smk"
 include: "rules/report.smk"
 
@@ -20,6 +21,8 @@ rule all:
         rules.report.input.verified,
         rules.report.input.measured,
         rules.report.input.samples,
+        rules.report.input.profiles,
+        rules.report.input.decoder,
         rules.report.input.perplexity,
         rules.report.input.judgement,
 

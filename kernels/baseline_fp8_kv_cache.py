@@ -85,3 +85,9 @@ def build(inputs):
 
     run.backend = "triton split-kv"
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

@@ -90,3 +90,9 @@ def build(inputs):
 
     run.backend = "a loop over experts"
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

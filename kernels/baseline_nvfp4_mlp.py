@@ -65,3 +65,9 @@ def build(inputs):
 
     run.backend = "linear in bfloat16"
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

@@ -68,3 +68,9 @@ def build(inputs):
 
     run.backend = "sdpa over a padded cache"
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

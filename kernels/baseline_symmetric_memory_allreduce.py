@@ -84,3 +84,9 @@ def build(inputs):
     run = captured(chain)
     run.backend = "nccl"
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

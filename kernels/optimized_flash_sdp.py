@@ -80,3 +80,9 @@ def build_fa3(inputs):
 
     run.plan = "plan() outside the timed region: a served step plans once for all its layers"
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

@@ -124,3 +124,9 @@ def build_flex(inputs):
 
     run.plan = "compiled, and its block mask made, outside the timed region"
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

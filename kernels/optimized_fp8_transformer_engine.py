@@ -135,3 +135,9 @@ def captured(make):
     replay.keeps = run  # the graph reads tensors that only the closure holds
     replay.plan = f"{run.plan}; the graph captured outside it"
     return replay
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

@@ -85,3 +85,9 @@ def build_triton(inputs):
         return moe_layer(*(inputs[name] for name in READS))
 
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

@@ -153,3 +153,9 @@ def eager(inputs):
         inputs, held, lambda rows: torch_pieces(inputs, held, rows, None), BUCKETS,
         partial(torch_attention, inputs, held),
     )  # fmt: skip
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

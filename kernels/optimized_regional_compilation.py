@@ -45,3 +45,9 @@ def compile_blocks(inputs):
             return stack(inputs["x_BSE"])
 
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

@@ -74,3 +74,9 @@ def build(inputs):
     run.plan = "the KV cache allocated before, as a server does"
     run.observed = lambda: dict(told)
     return run
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

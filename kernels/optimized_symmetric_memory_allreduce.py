@@ -117,3 +117,9 @@ def nccl(x, calls):
     """NCCL's all-reduce, in place."""
     buffer = torch.empty_like(x)
     return repeated(x, buffer, partial(dist.all_reduce, buffer), calls)
+
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("serveproof.bench.profiling_kernel", run_name="__main__")

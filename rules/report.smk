@@ -32,6 +32,8 @@ rule report:
         verified=expand(rules.verify_pair.output[0], pair=PAIRS),
         measured=rules.judge.input.measured,
         samples=expand(rules.measure_pair.output.samples, pair=PAIRS),
+        profiles=expand(rules.profile_pair.output.record, pair=PROFILED),
+        decoder=[rules.profile_decoder.output.record] if DECODERS else [],
         perplexity=rules.perplexity_eval.output,
         judgement=rules.judge.output[0],
     output:

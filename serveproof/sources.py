@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = "serveproof"
+# The end of a file that doesn't run when it is imported.
+MAIN = re.compile(rb"""\n+if __name__ == "__main__":\n(?:(?: {4}.*)?\n)*\Z""")
 
 
 def _imported_modules(path: Path) -> Iterator[str]:
@@ -56,9 +59,9 @@ def closure(start: str | Path, root: str | Path = ".") -> list[str]:
 
 
 def sha_of(files: Iterable[str | Path]) -> str:
-    """A short SHA-256 over the files' contents, in the order given."""
+    """A short SHA-256 over the files' contents, in the order given; what runs only as a program isn't part of it."""
     digest = hashlib.sha256()
     for file in files:
-        content = Path(file).read_bytes()
+        content = MAIN.sub(b"\n", Path(file).read_bytes())
         digest.update(f"{len(content)}:".encode() + content)
     return digest.hexdigest()[:16]

@@ -53,6 +53,8 @@ def really_imported(start: str, *late: str) -> set[str]:
             "scripts/measure_pair.py",
             ("serveproof.bench.inputs", "serveproof.bench.memory", "serveproof.bench.timing"),
         ),
+        ("scripts/profile_pair.py", ("serveproof.bench.profiling_worker", "serveproof.bench.profiling_ncu")),
+        ("scripts/inference_profiling.py", ("serveproof.engine.loader",)),
         ("scripts/perplexity_eval.py", ()),
         ("scripts/prepare_model.py", ()),
         ("scripts/prepare_text.py", ()),

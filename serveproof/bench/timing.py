@@ -21,6 +21,7 @@ from serveproof.bench.cupti_clock import CuptiClock
 from serveproof.bench.host_sync import HostSync, no_host_sync
 from serveproof.bench.inputs import Refill
 from serveproof.hardware.clocks import slowdown_reasons
+from serveproof.nvtx_ranges import TIMED, span
 from serveproof.pairs import Run
 from serveproof.results import SIDES
 
@@ -104,7 +105,8 @@ class Stopwatch:
 
     def time_ms(self, run: Run, repeats: int) -> tuple[float, Any]:
         """(mean ms of `repeats` runs, divided by the closure's `calls`; last output)."""
-        took_ms, output = self._device_ms(run, repeats) if self.on_device else self._host_ms(run, repeats)
+        with span(TIMED):  # around the clock's readings: nothing of it is between them
+            took_ms, output = self._device_ms(run, repeats) if self.on_device else self._host_ms(run, repeats)
         return took_ms / repeats / getattr(run, "calls", 1), output
 
     def _host_ms(self, run: Run, repeats: int) -> tuple[float, Any]:

@@ -5,9 +5,7 @@ A process of its own per repetition makes memory layout, allocator state and bac
 
 from __future__ import annotations
 
-import ctypes
 import resource
-import signal
 import statistics
 import sys
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from serveproof import pairs
 from serveproof.bench import candidates, injection, memory, ranks, timing, verification
 from serveproof.bench.inputs import Refill
 from serveproof.bench.job import Case, CaseReply, Job, Reply
+from serveproof.bench.orphans import die_with_parent
 from serveproof.hardware.start import start_torch
 from serveproof.results import SIDES, SideCheck, VerifyCase
 
@@ -169,14 +168,6 @@ def work(job: Job) -> Reply:
             if job.device == "cuda":
                 torch.cuda.empty_cache()
     return Reply(cases=replies)
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when the one that started it dies: an orphan would time beside the next job.
-
-    prctl(2), PR_SET_PDEATHSIG = 1.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import polars as pl
 
 from serveproof import results
 from serveproof.errors import UserError
+from serveproof.profile_records import DecoderProfileRecord, ProfileRecord
 from serveproof.results import HardwareRecord, Judgement, MeasureCase, MeasureRecord, PerplexityRecord, VerifyRecord
 from serveproof.tables import SAMPLES_SCHEMA, TOKENS_SCHEMA
 
@@ -30,12 +31,13 @@ class Absent:
 
 @dataclass(frozen=True)
 class PairResults:
-    """One pair on one machine; a part that was not made is None (samples: an empty frame)."""
+    """One pair on one machine; a part that was not made is None (samples: an empty frame). Profiles are optional."""
 
     name: str
     verify: VerifyRecord | None
     measure: MeasureRecord | None
     samples: pl.DataFrame
+    profile: ProfileRecord | None = None
 
     def measured_case(self, case: str) -> MeasureCase | None:
         """The measured case of that name, or None."""
@@ -53,6 +55,7 @@ class Machine:
     perplexity: PerplexityRecord | None
     window_deltas: pl.DataFrame
     pairs: list[PairResults]
+    decoder: DecoderProfileRecord | None = None
     absent: list[Absent] = field(default_factory=list)
 
 
@@ -76,7 +79,8 @@ def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
     if not pair_folders:
         absent.append(Absent("Pairs", f"{folder / 'pairs'} holds no pair: none was run on this machine"))
     found = [_pair(path, absent) for path in pair_folders]
-    return Machine(folder, hardware, judgement, perplexity, window_deltas, found, absent)
+    decoder = _whole(folder / "decoder_profile.json", DecoderProfileRecord, "Decoder profile", absent)
+    return Machine(folder, hardware, judgement, perplexity, window_deltas, found, decoder, absent)
 
 
 def deltas_by_window(tokens: pl.DataFrame) -> pl.DataFrame:
@@ -97,7 +101,17 @@ def _pair(folder: Path, absent: list[Absent]) -> PairResults:
     # A pair of which nothing passed has no samples, and needs none.
     if measure is not None and any(case.status == "passed" for case in measure.cases):
         samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA, f"{name}: samples", absent)
-    return PairResults(name, verify, measure, samples)
+    profile = _whole(folder / "profile.json", ProfileRecord, f"{name}: profile", absent)
+    return PairResults(name, verify, measure, samples, profile)
+
+
+def _whole(path: Path, kind: type[results.R], what: str, absent: list[Absent]) -> results.R | None:
+    """What nothing else depends on: none is fine, and a broken one is left out with its reason."""
+    try:
+        return results.read(path, kind) if path.exists() else None
+    except UserError as error:
+        absent.append(Absent(what, str(error)))
+        return None
 
 
 def _optional(path: Path, kind: type[results.R], what: str, absent: list[Absent]) -> results.R | None:

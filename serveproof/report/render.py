@@ -18,9 +18,10 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from serveproof.report import accuracy_charts, charts, numbers, pair_charts, summary, words
+from serveproof.report import accuracy_charts, charts, numbers, pair_charts, profile_view, summary, words
 from serveproof.report.charts import Chart
 from serveproof.report.data import Machine, PairResults
+from serveproof.report.profile_view import CaseView, ProfileView
 from serveproof.report.summary import CaseRow, Headline
 from serveproof.results import MeasureCase, Metric, Provenance, Verdict, VerifyRecord
 
@@ -63,6 +64,7 @@ class PairView:
     memory: Chart | None
     counted: list[CountedRow]
     candidates: list[CandidateRow]
+    profile: ProfileView | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class MachineView:
     pairs: list[PairView]
     gates: dict[str, Verdict]
     accuracy: list[Chart]
+    decoder: list[CaseView]
     injected_percent: float
 
 
@@ -93,6 +96,7 @@ def view_pair(machine: Machine, pair: PairResults) -> PairView:
         memory=pair_charts.memory(cases),
         counted=[row for case in cases if case.status == "passed" for row in counted_rows(case)],
         candidates=[row for case in cases for row in candidate_rows(case, pair.verify)],
+        profile=profile_view.view(pair.profile, pair.measure, machine.hardware.ceilings) if pair.profile else None,
     )
 
 
@@ -153,6 +157,7 @@ def view_machine(machine: Machine, number: int) -> MachineView:
         speedups=pair_charts.speedups(rows),
         pairs=pairs,
         gates=gates,
+        decoder=profile_view.decoder(machine.decoder, machine.hardware.ceilings) if machine.decoder else [],
         accuracy=[chart for chart in accuracy if chart is not None],
         injected_percent=max(
             (row.measured.timing.injected_slowdown_percent for row in rows if row.measured and row.measured.timing),

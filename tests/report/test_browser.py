@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.report import fake_results
+from serveproof.report.data import collect
+from serveproof.report.render import render
+from tests.report import fake_profiles, fake_results
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -115,3 +117,44 @@ def test_hostile_text_runs_nothing(browser: Any, hostile_page: Path) -> None:
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
     assert browser.execute_script("return document.querySelectorAll('.plot svg').length") > 8
     assert fake_results.HOSTILE[:30] in browser.execute_script("return document.querySelector('.verdicts').textContent")
+
+
+@pytest.fixture(scope="module")
+def profiled_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with a pair's and a decoder's profile."""
+    folder = fake_results.write_machine(tmp_path_factory.mktemp("profiled") / "cpu")
+    fake_profiles.write_pair(folder, "flash_sdp", "causal")
+    fake_profiles.write_decoder(folder)
+    page = folder / "index.html"
+    page.write_text(render([collect(folder)], fake_results.provenance()), encoding="utf-8")
+    return page
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_profile_that_is_opened_is_drawn(browser: Any, profiled_page: Path, width: int) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    open_page(browser, profiled_page, width, "light")
+    browser.execute_script("document.querySelectorAll('details.profile').forEach((one) => { one.open = true; })")
+    narrow = "return [...document.querySelectorAll('.profile .plot svg')].filter(one => one.clientWidth < 200).length"
+    WebDriverWait(browser, 10).until(lambda driver: driver.execute_script(narrow) == 0)
+    assert browser.execute_script("return document.querySelectorAll('.profile .plot svg').length") == 3 + 4
+    assert complaints(browser) == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    keep_screenshots(browser, f"profile-{width}", width)
+
+
+def test_a_heading_sorts_its_table(browser: Any, profiled_page: Path) -> None:
+    open_page(browser, profiled_page, 1280, "light")
+    browser.execute_script("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    table = browser.find_element("css selector", "table.sortable")
+    share = table.find_elements("css selector", "th button")[3]
+
+    def first_cells() -> list[str]:
+        return [row.text.split()[0] for row in table.find_elements("css selector", "tbody tr")]
+
+    assert first_cells() == ["kernels/x.py(3):", "gemm<float>", "aten::odd"]
+    share.click()
+    share.click()
+    assert first_cells() == ["aten::odd", "gemm<float>", "kernels/x.py(3):"]
+    assert table.find_elements("css selector", "th")[3].get_attribute("aria-sort") == "ascending"

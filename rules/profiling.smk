@@ -1,0 +1,64 @@
+# Where the time goes. In processes, and jobs, of their own: no verdict's times are taken beside a profiler.
+PROFILE = SETTINGS.values["profile"]
+PROFILED = PAIRS if PROFILE["mode"] != "none" else []
+NSYS = "--nsys" if PROFILE["nsys"] else ""
+DECODER = PROFILE["decoder"]
+DECODERS = [] if "none" in (PROFILE["mode"], DECODER["model"]) else ["decoder"]
+
+
+rule profile_pair:
+    input:
+        code=code_of("scripts/profile_pair.py"),
+        kernels=kernels_of,
+        hardware=rules.hardware.output[0],
+        measured=rules.measure_pair.output.record,
+    output:
+        record=f"{RESULTS}/pairs/{{pair}}/profile.json",
+        traces=directory(f"{RESULTS}/pairs/{{pair}}/traces"),
+    log:
+        f"{RESULTS}/logs/profile_{{pair}}.log",
+    conda:
+        ENVIRONMENT
+    threads: PAIR_CORES
+    params:
+        key=HARDWARE,
+        environment=ENVIRONMENT_VERSIONS,
+        cases=cases_of,
+        threads=PAIR_CORES,
+        seed=MEASURE["seed"],
+        mode=PROFILE["mode"],
+        trace_mb=PROFILE["trace_mb"],
+        nsys=NSYS,
+    shell:
+        "python3 scripts/profile_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
+        " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
+        " --profile {params.mode:q} --trace-mb {params.trace_mb} {params.nsys} --hardware {input.hardware:q}"
+        " --measured {input.measured:q} --out {output.record:q} --out-traces {output.traces:q} --log {log:q}"
+
+
+rule profile_decoder:
+    input:
+        code=code_of("scripts/inference_profiling.py"),
+        hardware=rules.hardware.output[0],
+        model=[] if DECODER["model"] == "none" else [DECODER["model"]],
+    output:
+        record=f"{RESULTS}/decoder_profile.json",
+        traces=directory(f"{RESULTS}/decoder_profile_traces"),
+    log:
+        f"{RESULTS}/logs/profile_decoder.log",
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    params:
+        key=HARDWARE,
+        environment=ENVIRONMENT_VERSIONS,
+        threads=THREADS,
+        batches=DECODER["batches"],
+        contexts=DECODER["contexts"],
+        mode=PROFILE["mode"],
+        trace_mb=PROFILE["trace_mb"],
+    shell:
+        "python3 scripts/inference_profiling.py --key {params.key:q} --model {input.model:q}"
+        " --batch {params.batches} --context {params.contexts} --profile {params.mode:q}"
+        " --trace-mb {params.trace_mb} --threads {params.threads} --hardware {input.hardware:q}"
+        " --out {output.record:q} --out-traces {output.traces:q} --log {log:q} > {log:q}.txt"
