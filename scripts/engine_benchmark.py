@@ -167,11 +167,8 @@ def table(record: EngineRecord) -> str:
 
 
 def main() -> None:
-    parser = script.parser(__doc__ or "")
-    parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
-    parser.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
+    parser = script.engine_parser(__doc__ or "", COMPUTE, "bf16")
     parser.add_argument("--hardware", type=Path, help="hardware.json of this machine; without it ceilings are measured")
-    parser.add_argument("--dtype", default="bf16", choices=COMPUTE)
     parser.add_argument("--weights", help="int8 or int4 on a CPU, fp8 on CUDA")
     parser.add_argument("--cache-dtype")
     parser.add_argument("--requests", type=int, default=256)

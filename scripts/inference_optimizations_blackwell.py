@@ -107,11 +107,8 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = script.parser(__doc__ or "")
-    parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
-    parser.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
+    parser = script.engine_parser(__doc__ or "", COMPUTE, "bf16")
     parser.add_argument("--text", type=Path, help="UTF-8 text for prompts and perplexity, with a model directory")
-    parser.add_argument("--dtype", default="bf16", choices=COMPUTE)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8, help="sequences at a time")
     parser.add_argument("--shared", type=int, default=64, help="tokens that all prompts begin with")

@@ -156,10 +156,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = script.parser(__doc__ or "")
-    parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
-    parser.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
-    parser.add_argument("--dtype", default="fp32", choices=COMPUTE)
+    parser = script.engine_parser(__doc__ or "", COMPUTE, "fp32")
     parser.add_argument("--requests", type=int, default=4)
     parser.add_argument("--prompt", type=int, default=48, help="tokens of the longest prompt")
     parser.add_argument("--tokens", type=int, default=16, help="tokens to generate for each request")

@@ -23,6 +23,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def engine_parser(description: str, dtypes: Iterable[str], dtype: str) -> argparse.ArgumentParser:
+    """`parser` with what every script of the engine is told: the hardware, the model, the dtype it computes in."""
+    made = parser(description)
+    made.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
+    made.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
+    made.add_argument("--dtype", default=dtype, choices=tuple(dtypes))
+    return made
+
+
 def run(work: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
     """Do the work. A UserError is one line and exit code 2; anything else is a bug, with its traceback and code 1."""
     if arguments.log:

@@ -10,7 +10,7 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from serveproof.bench import profiling_minimal, verification
 from serveproof.bench.orphans import die_with_parent
 from serveproof.bench.profiling_job import DecoderJob, DecoderReply
-from serveproof.engine.config import read_config
+from serveproof.engine.config import ModelConfig, read_config
 from serveproof.engine.loader import random_model
 from serveproof.engine.model import Attend, Layer, Llama, full_attention
 from serveproof.errors import UserError
@@ -31,7 +31,7 @@ from serveproof.profile_records import DecoderPoint, Profile
 PHASES: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
 
 
-def check(config: Any, batches: list[int], contexts: list[int], where: str) -> None:
+def check(config: ModelConfig, batches: list[int], contexts: list[int], where: str) -> None:
     """UserError for what the model can't do, before anything is allocated."""
     longest = config.max_position_embeddings
     for context in contexts:
@@ -42,14 +42,14 @@ def check(config: Any, batches: list[int], contexts: list[int], where: str) -> N
 
 
 def named(decoder: Llama) -> Llama:
-    """The model with its MLPs and layers' halves within ranges; `ranged` is off unless SERVEPROOF_RANGES is set."""
+    """The model with its MLPs within ranges; `ranged` is off unless SERVEPROOF_RANGES is set."""
     for layer in decoder.layers:
         assert isinstance(layer, Layer)  # noqa: S101 (told to mypy)
         layer.mlp.forward = ranged("mlp", layer.mlp.forward)
     return decoder
 
 
-def cached_attention(config: Any, batch: int, context: int, dtype: torch.dtype, device: str) -> Attend:
+def cached_attention(config: ModelConfig, batch: int, context: int, dtype: torch.dtype, device: str) -> Attend:
     """An attend for one new token a sequence after `context` others, whose keys and values are random."""
     shape = (batch, config.num_key_value_heads, context + 1, config.head_dim)
     layers = range(config.num_hidden_layers)
@@ -89,12 +89,8 @@ def step(decoder: Llama, phase: str, batch: int, context: int, dtype: torch.dtyp
     return ranged(phase, run)
 
 
-def points(job: DecoderJob) -> Iterator[DecoderPoint]:
+def points(job: DecoderJob, decoder: Llama, dtype: torch.dtype) -> Iterator[DecoderPoint]:
     """Every point of the sweep; what doesn't fit is its status and stops no other."""
-    config = read_config(job.model)
-    check(config, job.batches, job.contexts, job.model)
-    dtype = getattr(torch, job.dtype)
-    decoder = named(random_model(config, 0, dtype, job.device))
     for phase in PHASES:
         for batch in job.batches:
             for context in job.contexts:
@@ -109,21 +105,17 @@ def points(job: DecoderJob) -> Iterator[DecoderPoint]:
                 yield DecoderPoint(phase, batch, context, tokens, found)
 
 
-def parameters_of(model_file: str) -> int:
-    """Weights of a model of this shape; nothing is allocated."""
-    config = read_config(model_file)
-    with torch.device("meta"):
-        decoder = Llama(config)
-    return sum(one.numel() for one in decoder.parameters())
-
-
 def main() -> None:
     """python -m serveproof.bench.profiling_decoder JOB.json REPLY.json"""
     die_with_parent()
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=DecoderJob)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     start_torch(job.device, job.threads)
-    reply = DecoderReply(parameters_of(job.model), list(points(job)))
+    config, dtype = read_config(job.model), getattr(torch, job.dtype)
+    check(config, job.batches, job.contexts, job.model)
+    decoder = named(random_model(config, 0, dtype, job.device))
+    parameters = sum(one.numel() for one in decoder.parameters())
+    reply = DecoderReply(parameters, list(points(job, decoder, dtype)))
     Path(sys.argv[2]).write_bytes(msgspec.json.encode(reply))
 
 
