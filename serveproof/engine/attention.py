@@ -2,7 +2,8 @@
 
 Rows of a step: first one a decoding sequence, then the pieces of prompts. On CUDA decodes run by the split-KV kernel of
 the pair paged_attention (serveproof.ops.paged_decode: what is served is what is measured), elsewhere by one SDPA over
-pages gathered and padded to the longest. Pieces of prompts run by SDPA, each over its own pages.
+pages gathered and padded to the longest. Pieces of prompts run by flashinfer where it serves (engine.prefill), else by
+SDPA, each over its own pages.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from serveproof.engine import prefill
 from serveproof.engine.kv_cache import KVCache
 
 
@@ -49,6 +51,7 @@ class PagedAttention:
 
     def __init__(self, cache: KVCache, heads: int) -> None:
         self.cache, self.heads = cache, heads
+        self.prefill = prefill.PagedPrefill(cache, heads) if prefill.available(cache) else None
         self.step: StepTensors
         self.decode_plan: Any = None
         self.pages_BP: Tensor
@@ -57,6 +60,9 @@ class PagedAttention:
     def plan(self, step: StepTensors, decode_plan: Any = None) -> None:
         """Prepare for the layers of a step. decode_plan: its `empty_plan`, kept between steps, as a CUDA graph does."""
         self.step = step
+        if step.pieces and self.prefill is not None:
+            counts, contexts = [piece.count for piece in step.pieces], [piece.context for piece in step.pieces]
+            self.prefill.plan(counts, contexts, [piece.pages_M for piece in step.pieces])
         if not len(step.lengths_B):
             return
         if step.tokens_N.is_cuda:
@@ -80,14 +86,21 @@ class PagedAttention:
         return paged_plan.make_plan(q_BHE, pool_NPHD, most_parts(batch))
 
     def __call__(self, layer: int, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> Tensor:
+        self.cache.write(layer, self.step.slots_N, k_NKE, v_NKE)
+        return self.read(layer, q_NHE)
+
+    def read(self, layer: int, q_NHE: Tensor) -> Tensor:
+        """Attention of every row over what the cache holds, its own token with it."""
         step = self.step
-        self.cache.write(layer, step.slots_N, k_NKE, v_NKE)
         decodes = len(step.lengths_B)
         if decodes == len(q_NHE):
             return self.decode(layer, q_NHE)
         out_NHE = torch.empty_like(q_NHE)
         if decodes:
             out_NHE[:decodes] = self.decode(layer, q_NHE[:decodes])
+        if self.prefill is not None:
+            out_NHE[decodes:] = self.prefill(layer, q_NHE[decodes:].contiguous())
+            return out_NHE
         for piece in step.pieces:
             rows = slice(piece.first, piece.first + piece.count)
             out_NHE[rows] = self.piece(layer, q_NHE[rows], piece)

@@ -183,12 +183,16 @@ class Llama(nn.Module):
     def rope(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [N, E] of every position's angles, in the model's dtype, by float32; see `apply_rope`."""
         dtype = self.embed_tokens.weight.dtype
+        cos_Nf, sin_Nf = self.rope_tables(positions_N)
+        return torch.cat((cos_Nf, cos_Nf), -1).to(dtype), torch.cat((-sin_Nf, sin_Nf), -1).to(dtype)
+
+    def rope_tables(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of every position's angles, float32 [N, E / 2] each."""
         if self.frequencies.device != positions_N.device:
             self.frequencies = rope_inverse_frequencies(self.config).to(positions_N.device)
         angles_Nf = torch.outer(positions_N.float(), self.frequencies)
         factor = self.config.rope_scaling.attention_factor if self.config.rope_scaling else 1.0
-        cos_Nf, sin_Nf = angles_Nf.cos() * factor, angles_Nf.sin() * factor
-        return torch.cat((cos_Nf, cos_Nf), -1).to(dtype), torch.cat((-sin_Nf, sin_Nf), -1).to(dtype)
+        return angles_Nf.cos() * factor, angles_Nf.sin() * factor
 
     def forward(
         self,

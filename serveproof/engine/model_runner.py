@@ -18,6 +18,7 @@ from torch import Tensor
 from serveproof.engine import sampler
 from serveproof.engine.attention import PagedAttention, Piece, StepTensors
 from serveproof.engine.cuda_graphs import DecodeGraphs
+from serveproof.engine.fused import FusedForward
 from serveproof.engine.kv_cache import KVCache
 from serveproof.engine.model import After, Before, Layer, Llama
 from serveproof.engine.sequence import Chunk, Sampled, Sequence, Step
@@ -56,11 +57,18 @@ class ModelRunner:
     """Runs steps on one rank. The cache's block 0 takes what padding writes.
 
     max_running: slots; max_model_len: the longest sequence. compile_block: torch.compile of the layer's two pieces,
-    which all layers share. `decode_graphs`, once set (serveproof.engine.cuda_graphs), replay steps of decodes alone.
+    which all layers share; fused: fused kernels on CUDA instead (serveproof.engine.fused). `decode_graphs`, once set
+    (serveproof.engine.cuda_graphs), replay steps of decodes alone.
     """
 
     def __init__(
-        self, model: Llama, cache: KVCache, max_running: int, max_model_len: int, compile_block: bool = False
+        self,
+        model: Llama,
+        cache: KVCache,
+        max_running: int,
+        max_model_len: int,
+        compile_block: bool = False,
+        fused: bool = False,
     ) -> None:
         self.model, self.cache = model, cache
         self.device = cache.pool.device
@@ -72,6 +80,7 @@ class ModelRunner:
         if compile_block:
             self.before = torch.compile(Layer.before, dynamic=True, fullgraph=True)
             self.after = torch.compile(Layer.after, dynamic=True, fullgraph=model.config.experts is None)
+        self.fused = FusedForward(model, self.attention, max_model_len) if fused and not compile_block else None
         self.decode_graphs: DecodeGraphs | None = None
 
     @torch.inference_mode()
@@ -110,7 +119,9 @@ class ModelRunner:
         return logits_RV, tokens_R, finite_R, tensors.tokens_N[picked]
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor) -> Tensor:
-        """The model's forward with the compiled pieces; attention reads its plan."""
+        """The model's forward, fused or with the compiled pieces; attention reads its plan."""
+        if self.fused is not None:
+            return self.fused(tokens_N, positions_N)
         hidden_ND: Tensor = self.model(tokens_N, positions_N, self.attention, self.before, self.after)
         return hidden_ND
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from serveproof.engine.sequence import SamplingParams
 
 MASK = 0xFFFFFFFF
+SPLITS = (64, 32, 16)
 
 
 @dataclass
@@ -29,7 +30,11 @@ class Choice:
 
 def greedy(logits_RV: Tensor) -> tuple[Tensor, Tensor]:
     """(argmax [R] int64, whether the row is finite [R] bool): a NaN or an infinity shows in the maximum."""
-    largest_R, tokens_R = logits_RV.max(dim=-1)
+    parts = next((count for count in SPLITS if logits_RV.shape[1] % count == 0), 1) if logits_RV.is_cuda else 1
+    # By parts of the row first: one reduction over a row of 128 K leaves most of a GPU idle, 40 us on an H200.
+    best_RP, places_RP = logits_RV.unflatten(1, (parts, -1)).max(-1)
+    largest_R, part_R = best_RP.max(-1)
+    tokens_R = part_R * (logits_RV.shape[1] // parts) + places_RP.gather(1, part_R[:, None])[:, 0]
     return tokens_R, torch.isfinite(largest_R)
 
 

@@ -26,7 +26,7 @@ CALIBRATION_TOKENS = 512
 
 @dataclass(frozen=True)
 class Settings:
-    """How to serve. weights: int8, int4 (cpu) or fp8 (cuda), or None for dtype's.
+    """How to serve. weights: int8, int4 (cpu) or fp8 (cuda), or None for dtype's. fused, graphs: on CUDA only.
 
     blocks None: on CUDA as many as memory_share of the free memory holds, on a CPU enough for
     max_running sequences of max_model_len tokens. max_model_len None: the model's."""
@@ -48,6 +48,7 @@ class Settings:
     prefix_caching: bool = True
     overlap: bool = True
     compile_block: bool = False
+    fused: bool = True
     graphs: bool = True
 
     def __post_init__(self) -> None:
@@ -95,7 +96,7 @@ def start_with(
         swap=settings.host_blocks > 0,
         drafts=settings.drafts,
     )
-    dtype = DTYPES[settings.cache_dtype or settings.dtype]
+    on_cuda, dtype = settings.device == "cuda", DTYPES[settings.cache_dtype or settings.dtype]
     blocks = settings.blocks or _blocks(model, settings, longest, dtype)
     cache = make_cache(model, blocks, settings.page_size, dtype, settings.host_blocks, settings.device)
     if dtype == torch.float8_e4m3fn:
@@ -103,8 +104,10 @@ def start_with(
         count = min(CALIBRATION_TOKENS, longest)
         tokens_L = torch.randint(model.config.vocab_size, (count,), generator=generator)
         calibrate(cache, model, tokens_L.to(settings.device))
-    runner = ModelRunner(model, cache, settings.max_running, longest, settings.compile_block)
-    if settings.device == "cuda" and settings.graphs:
+    runner = ModelRunner(
+        model, cache, settings.max_running, longest, settings.compile_block, on_cuda and settings.fused
+    )
+    if on_cuda and settings.graphs:
         runner.decode_graphs = capture_decodes(runner, settings.max_running, say)
     manager = BlockManager(blocks, settings.page_size, settings.host_blocks, settings.prefix_caching)
     return Engine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,8 @@ def capture(pieces_of: Callable[[int], list[Call]], buckets: Sequence[int]) -> C
     """Graph every piece of every bucket, the largest bucket first, so that smaller ones fit the memory it has left.
 
     Each bucket's pieces run once on the capturing stream before: kernels compile and libraries load there. `seconds`
-    counts the captures alone, `device_bytes` what the driver and the allocator took meanwhile, by the driver's count.
+    counts the captures alone, `device_bytes` what the driver and the allocator took meanwhile, by the driver's count:
+    the allocator gives back what it no longer uses before each, as torch.cuda.graph makes it do, so it isn't counted.
     """
     captured = Captured(pool=torch.cuda.graph_pool_handle())
     stream = torch.cuda.Stream()
@@ -52,6 +54,8 @@ def capture(pieces_of: Callable[[int], list[Call]], buckets: Sequence[int]) -> C
                 piece()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
         free_bytes, started = torch.cuda.mem_get_info()[0], time.perf_counter()
         graphs = []
         for piece in pieces:
