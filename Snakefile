@@ -9,6 +9,7 @@ include: "rules/hardware.smk"
 include: "rules/pairs.smk"
 include: "rules/profiling.smk"
 include: "rules/quality.smk"
+include: "rules/engine.smk"
 include: "rules/report.smk"
 
 
@@ -24,6 +25,7 @@ rule all:
         rules.report.input.profiles,
         rules.report.input.decoder,
         rules.report.input.perplexity,
+        rules.report.input.ladder,
         rules.report.input.judgement,
 
 

@@ -35,6 +35,7 @@ rule report:
         profiles=expand(rules.profile_pair.output.record, pair=PROFILED),
         decoder=[rules.profile_decoder.output.record] if DECODERS else [],
         perplexity=rules.perplexity_eval.output,
+        ladder=rules.ladder.output if LADDERS else [],
         judgement=rules.judge.output[0],
     output:
         "reports/index.html",

@@ -76,6 +76,8 @@ CPU_METRICS = ("speedup",)
 # MARGIN_INTERVALS half-intervals.
 MARGINS = {"cpu": 0.08, "cuda": 0.03}
 MARGIN_INTERVALS = 2.0
+# A range wider than this share of the figure to either side tells nothing: none is written, and `too_wide` says so.
+WIDEST = {"cpu": 0.5, "cuda": 0.25}
 
 
 def load(path: Path) -> Expectations:
@@ -218,9 +220,40 @@ def bounds(figure: Estimate, device: str) -> tuple[float, float]:
     return max(figure.value - half, figure.value / 10), figure.value + half
 
 
+def _judged_on(device: str) -> tuple[str, ...]:
+    return CPU_METRICS if device == "cpu" else tuple(METRICS)
+
+
+def _device(hardware: str) -> str:
+    return "cpu" if hardware == "cpu" else "cuda"
+
+
+def _is_wide(figure: Estimate, device: str) -> bool:
+    return bounds(figure, device)[1] > (1 + WIDEST[device]) * figure.value
+
+
+def too_wide(hardware: str, records: list[MeasureRecord]) -> list[str]:
+    """A line for each figure that passed and gets no expectation, for its own spread would make the range too wide."""
+    device = _device(hardware)
+    lines = []
+    for record in records:
+        for case in record.cases:
+            for metric in _judged_on(device) if case.status == "passed" else ():
+                figure = METRICS[metric][1](case)
+                if figure is not None and _is_wide(figure, device):
+                    lines.append(
+                        f"{record.pair}/{case.case} {metric}: {figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}] "
+                        f"{figure.unit} spreads too much for an expectation that can fail: measure with more processes"
+                    )
+    return lines
+
+
 def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord]) -> Expectations:
-    """Expectations from the cases that passed; what did not run, or did not pass, keeps its old entry."""
-    device = "cpu" if hardware == "cpu" else "cuda"
+    """Expectations from the cases that passed; what did not run, or did not pass, keeps its old entry.
+
+    A figure that spreads too much gets none (`too_wide` names them).
+    """
+    device = _device(hardware)
     found = {pair: dict(cases) for pair, cases in (old.pairs if old else {}).items()}
     for record in records:
         for case in record.cases:
@@ -232,9 +265,11 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
                     f"measure again with measure.injected_slowdown_percent 0 before rewriting expectations"
                 )
             metrics = {}
-            for metric in CPU_METRICS if device == "cpu" else METRICS:
+            for metric in _judged_on(device):
                 figure = METRICS[metric][1](case)
                 assert figure is not None  # noqa: S101 - a passed case has every figure
+                if _is_wide(figure, device):
+                    continue
                 lower, upper = bounds(figure, device)
                 metrics[metric] = Expectation(
                     expected=figure.value,

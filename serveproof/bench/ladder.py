@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable
@@ -52,6 +53,8 @@ def ways(device: str) -> list[Way]:
         ),
         Way("CUDA graphs", "decode steps replayed, a graph a batch bucket", changes={"graphs": True}, devices=("cuda",),
             reason="CUDA graphs need CUDA"),
+        Way("fused kernels", "our own kernels between the products, in the compiled block's place",
+            changes={"compile_block": False, "fused": True}, devices=("cuda",), reason="they are Triton's, for CUDA"),
         Way("chunked prefill", "prompts in pieces beside the decodes", changes={"chunked": True}),
         Way("prefix cache", "blocks of a beginning seen before are shared", changes={"prefix_caching": True}),
         Way("int8 weights" if cpu else "fp8 weights", "linear layers in 8 bits", weights="int8" if cpu else "fp8"),
@@ -77,7 +80,7 @@ class Problem:
 def climb(model: Llama, problem: Problem, base: Settings, meaningful: bool, say: Callable[[str], object]) -> list[Rung]:
     """Every rung in order; the model's weights are packed on the way. meaningful: they are real, so a perplexity says
     something. A rung that fails leaves the next ones without what it would have added."""
-    settings = replace(base, prefix_caching=False, graphs=False, compile_block=False)
+    settings = replace(base, prefix_caching=False, graphs=False, compile_block=False, fused=False)
     rungs: list[Rung] = []
     for way in ways(base.device):
         if base.device not in way.devices:
@@ -91,7 +94,12 @@ def climb(model: Llama, problem: Problem, base: Settings, meaningful: bool, say:
         except (UserError, RuntimeError, NotImplementedError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             rungs.append(Rung(way.name, way.added, "skipped" if isinstance(error, UserError) else "error", first))
+            say(f"{way.name}: {first}")
             continue
+        finally:
+            if base.device == "cuda":
+                gc.collect()
+                torch.cuda.empty_cache()
         settings = tried
         rungs.append(_against(rungs, rung, meaningful))
         say(f"{rung.name}: {rung.output_tokens_per_s:.0f} output tokens/s")

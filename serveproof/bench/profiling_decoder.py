@@ -22,7 +22,7 @@ from serveproof.bench.orphans import die_with_parent
 from serveproof.bench.profiling_job import DecoderJob, DecoderReply
 from serveproof.engine.config import ModelConfig, read_config
 from serveproof.engine.loader import random_model
-from serveproof.engine.model import Attend, Layer, Llama, full_attention
+from serveproof.engine.model import Attend, Llama, full_attention
 from serveproof.errors import UserError
 from serveproof.hardware.start import start_torch
 from serveproof.nvtx_ranges import ranged
@@ -39,14 +39,6 @@ def check(config: ModelConfig, batches: list[int], contexts: list[int], where: s
             raise UserError(f"{where}: the model has {longest} positions; --context {context} and one more don't fit")
     if not batches or not contexts:
         raise UserError("--batch and --context: give at least one number each")
-
-
-def named(decoder: Llama) -> Llama:
-    """The model with its MLPs within ranges; `ranged` is off unless SERVEPROOF_RANGES is set."""
-    for layer in decoder.layers:
-        assert isinstance(layer, Layer)  # noqa: S101 (told to mypy)
-        layer.mlp.forward = ranged("mlp", layer.mlp.forward)
-    return decoder
 
 
 def cached_attention(config: ModelConfig, batch: int, context: int, dtype: torch.dtype, device: str) -> Attend:
@@ -113,7 +105,7 @@ def main() -> None:
     start_torch(job.device, job.threads)
     config, dtype = read_config(job.model), getattr(torch, job.dtype)
     check(config, job.batches, job.contexts, job.model)
-    decoder = named(random_model(config, 0, dtype, job.device))
+    decoder = random_model(config, 0, dtype, job.device)
     parameters = sum(one.numel() for one in decoder.parameters())
     reply = DecoderReply(parameters, list(points(job, decoder, dtype)))
     Path(sys.argv[2]).write_bytes(msgspec.json.encode(reply))

@@ -6,6 +6,7 @@ linear drift within a round. Refilling, the L2 flush and synchronisation stay ou
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
@@ -149,6 +150,22 @@ class Stopwatch:
         return start.elapsed_time(end), output
 
 
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Python's collector stops the host for tens of ms in the middle of whichever call fills its counter, so it is off.
+
+    As timeit does; what there is by now is collected first.
+    """
+    gc.collect()
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def waits_for_gpu(run: Run) -> bool:
     """Whether a call makes the host wait for the GPU (a copy to the host, a shape that depends on values)."""
     try:
@@ -188,7 +205,7 @@ def take_turns(
             taken.enqueue_ms[side] = statistics.median(told)
         run_ms = fastest * getattr(runs[side], "calls", 1)
         taken.repeats[side] = 1 if device == "cuda" else max(1, math.ceil(MIN_SAMPLE_MS_CPU / run_ms))
-    with watch.recording(runs.values()):
+    with no_garbage_collection(), watch.recording(runs.values()):
         taken.method = watch.method
         for number in range(rounds + 1):
             first, second = SIDES if number % 2 == 0 else SIDES[::-1]

@@ -9,6 +9,7 @@ SDPA, each over its own pages.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from serveproof.engine import prefill
 from serveproof.engine.kv_cache import KVCache
+from serveproof.nvtx_ranges import ranged
 
 
 @dataclass
@@ -89,6 +91,7 @@ class PagedAttention:
         self.cache.write(layer, self.step.slots_N, k_NKE, v_NKE)
         return self.read(layer, q_NHE)
 
+    @partial(ranged, "attention")
     def read(self, layer: int, q_NHE: Tensor) -> Tensor:
         """Attention of every row over what the cache holds, its own token with it."""
         step = self.step

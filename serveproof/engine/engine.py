@@ -21,6 +21,7 @@ from serveproof.engine.scheduler import Limits, Scheduler
 from serveproof.engine.sequence import Sampled, SamplingParams, Sequence, Status, Step
 from serveproof.engine.speculation import propose
 from serveproof.errors import UserError
+from serveproof.nvtx_ranges import span
 
 
 class Pending(Protocol):
@@ -141,7 +142,8 @@ class Engine:
 
     def step(self) -> list[Output]:
         """Launch the next step and take in the one that is due; what each request got from it."""
-        step = self.scheduler.schedule()
+        with span("schedule"):
+            step = self.scheduler.schedule()
         launched = None if step is None else (step, self.runner.launch(step))
         self.steps += step is not None
         if self.overlap:

@@ -7,6 +7,7 @@ gemv kernels of the pair piece_graphs, with norm, RoPE, SiLU and residual within
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from serveproof.engine.attention import PagedAttention
 from serveproof.engine.linear import fuse_
 from serveproof.engine.model import MLP, Layer, Llama, RMSNorm
+from serveproof.nvtx_ranges import ranged
 from serveproof.ops.decode_step import EPS
 
 
@@ -60,6 +62,7 @@ class FusedForward:
         h_ND = add_norm(x_ND, out_ND, layer.post_attention_layernorm.weight, layer.post_attention_layernorm.eps)
         return self._mlp(layer.mlp, h_ND)
 
+    @partial(ranged, "mlp")
     def _mlp(self, mlp: nn.Module, h_ND: Tensor) -> Tensor:
         from serveproof.ops.fused_block import silu_mul
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from serveproof.engine.config import ModelConfig
 from serveproof.engine.moe import SparseMLP
 from serveproof.engine.parallel import SINGLE, Group
+from serveproof.nvtx_ranges import ranged
 
 # attend(layer, q_NHE, k_NKE, v_NKE) -> out_NHE
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -119,6 +121,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
         self.gate_up_proj: nn.Module | None = None  # the two as one, once `linear.fuse_` has made it
 
+    @partial(ranged, "mlp")
     def forward(self, x_ND: Tensor) -> Tensor:
         if self.gate_up_proj is None:
             gate_NF, up_NF = self.gate_proj(x_ND), self.up_proj(x_ND)

@@ -22,6 +22,7 @@ from serveproof.engine.fused import FusedForward
 from serveproof.engine.kv_cache import KVCache
 from serveproof.engine.model import After, Before, Layer, Llama
 from serveproof.engine.sequence import Chunk, Sampled, Sequence, Step
+from serveproof.nvtx_ranges import span
 
 
 @dataclass
@@ -92,15 +93,17 @@ class ModelRunner:
             return Pending(list)
         sampling = [chunk for chunk in step.chunks if chunk.samples]
         pure = all(chunk.length == 1 and chunk.samples and not chunk.drafts for chunk in step.chunks)
-        if pure and self.decode_graphs is not None and len(step.chunks) <= self.decode_graphs.largest:
-            logits_RV, tokens_R, finite_R, fed_R = self.decode_graphs.replay(step.chunks, self.tables)
-        else:
-            logits_RV, tokens_R, finite_R, fed_R = self._eager(step, sampling)
+        with span("decode" if pure else "prefill"):
+            if pure and self.decode_graphs is not None and len(step.chunks) <= self.decode_graphs.largest:
+                logits_RV, tokens_R, finite_R, fed_R = self.decode_graphs.replay(step.chunks, self.tables)
+            else:
+                logits_RV, tokens_R, finite_R, fed_R = self._eager(step, sampling)
         if not sampling:
             return Pending(list)
         asked = [chunk.sequence.params for chunk in sampling]
         if any(params.temperature or params.repetition_penalty != 1 for params in asked):
-            tokens_R = sampler.sample(logits_RV.float(), _choices(sampling), fed_R)
+            with span("sample"):
+                tokens_R = sampler.sample(logits_RV.float(), _choices(sampling), fed_R)
             self.last[self._slots(sampling)] = tokens_R
         logits = logits_RV.clone() if any(params.logprobs is not None for params in asked) else None
         return self._pending(sampling, tokens_R, finite_R, logits)

@@ -5,12 +5,15 @@ Mixtral: Jiang et al. 2024, arXiv:2401.04088. E experts, R rows (token, choice),
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serveproof.engine.config import Experts
 from serveproof.engine.parallel import Group
+from serveproof.nvtx_ranges import ranged
 from serveproof.ops.expert_rows import by_expert, grouped_mm
 
 
@@ -32,6 +35,7 @@ class SparseMLP(nn.Module):
             gates_NC = gates_NC / gates_NC.sum(-1, keepdim=True)
         return gates_NC, ids_NC
 
+    @partial(ranged, "mlp")
     def forward(self, x_ND: Tensor) -> Tensor:
         gates_NC, ids_NC = self.route(x_ND)
         order_R, token_R, ends_E = by_expert(ids_NC, self.experts.count)

@@ -7,12 +7,14 @@ Column split of what comes first in a block, row split of what ends it, one all-
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from serveproof.errors import UserError
+from serveproof.nvtx_ranges import ranged
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Group:
         """A rank's share of `count` heads, columns or words; `check` has seen to it that it divides."""
         return count // self.world
 
+    @partial(ranged, "all_reduce")
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's x, at every rank."""
         if self.world == 1:

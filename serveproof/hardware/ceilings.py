@@ -19,7 +19,7 @@ MIB = 2**20
 # ceiling is the best over these sizes, the smallest of which still exceeds a core's private caches.
 CPU_SIZES_BYTES = (8 * MIB, 32 * MIB, 128 * MIB)
 GPU_COPY_BYTES = 4096 * MIB
-PAUSE_S = 0.01
+REST_S = 0.5
 DTYPES = {
     "cpu": (torch.float32, torch.bfloat16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn),
@@ -43,14 +43,16 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
 def best_seconds(call: Callable[[], object], device: str, budget_s: float, tries: int = 5) -> float:
     """The fastest of at least `tries` calls within about budget_s seconds, after one warm-up call.
 
-    On a GPU every second call comes after a pause: a pair's calls have refilled inputs between them, in which the board
-    cools and its clock rises; calls back to back find the clock that its power limit leaves.
+    A GPU rests first: after seconds of dense products its power limit holds the clock down, which a pair's calls, with
+    inputs refilled between them, do not meet. Pauses between the calls are no help: the clock falls in them (an H200's
+    float8 product went from 1587 to 1313 TFLOP/s with 10 ms between).
     """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        time.sleep(REST_S)
     seconds_of(call, device)
     best, ended, done = float("inf"), time.perf_counter() + budget_s, 0
     while done < tries or time.perf_counter() < ended:
-        if device == "cuda" and done % 2:
-            time.sleep(PAUSE_S)
         best = min(best, seconds_of(call, device))
         done += 1
     return best

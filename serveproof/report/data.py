@@ -15,6 +15,7 @@ from serveproof import results
 from serveproof.errors import UserError
 from serveproof.profile_records import DecoderProfileRecord, ProfileRecord
 from serveproof.results import HardwareRecord, Judgement, MeasureCase, MeasureRecord, PerplexityRecord, VerifyRecord
+from serveproof.serving_results import EngineRecord, LadderRecord
 from serveproof.tables import SAMPLES_SCHEMA, TOKENS_SCHEMA
 
 LOSS_COLUMNS = {name: TOKENS_SCHEMA[name] for name in ("precision", "window", "nll_nats")}
@@ -56,6 +57,8 @@ class Machine:
     window_deltas: pl.DataFrame
     pairs: list[PairResults]
     decoder: DecoderProfileRecord | None = None
+    ladders: list[LadderRecord] = field(default_factory=list)
+    loads: list[EngineRecord] = field(default_factory=list)
     absent: list[Absent] = field(default_factory=list)
 
 
@@ -80,7 +83,20 @@ def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
         absent.append(Absent("Pairs", f"{folder / 'pairs'} holds no pair: none was run on this machine"))
     found = [_pair(path, absent) for path in pair_folders]
     decoder = _whole(folder / "decoder_profile.json", DecoderProfileRecord, "Decoder profile", absent)
-    return Machine(folder, hardware, judgement, perplexity, window_deltas, found, decoder, absent)
+    ladders = _all(folder, "engine/ladder*.json", LadderRecord, "Ladder", absent)
+    loads = _all(folder, "engine/load*.json", EngineRecord, "Engine under load", absent)
+    return Machine(
+        folder,
+        hardware,
+        judgement,
+        perplexity,
+        window_deltas,
+        found,
+        decoder,
+        ladders=ladders,
+        loads=loads,
+        absent=absent,
+    )
 
 
 def deltas_by_window(tokens: pl.DataFrame) -> pl.DataFrame:
@@ -112,6 +128,12 @@ def _whole(path: Path, kind: type[results.R], what: str, absent: list[Absent]) -
     except UserError as error:
         absent.append(Absent(what, str(error)))
         return None
+
+
+def _all(folder: Path, pattern: str, kind: type[results.R], what: str, absent: list[Absent]) -> list[results.R]:
+    """Records of one kind by name, each optional."""
+    found = [_whole(path, kind, f"{what}: {path.stem}", absent) for path in sorted(folder.glob(pattern))]
+    return [record for record in found if record is not None]
 
 
 def _optional(path: Path, kind: type[results.R], what: str, absent: list[Absent]) -> results.R | None:

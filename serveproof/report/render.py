@@ -18,12 +18,13 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from serveproof.report import accuracy_charts, charts, numbers, pair_charts, profile_view, summary, words
+from serveproof.report import accuracy_charts, charts, engine_charts, numbers, pair_charts, profile_view, summary, words
 from serveproof.report.charts import Chart
 from serveproof.report.data import Machine, PairResults
 from serveproof.report.profile_view import CaseView, ProfileView
 from serveproof.report.summary import CaseRow, Headline
 from serveproof.results import MeasureCase, Metric, Provenance, Verdict, VerifyRecord
+from serveproof.serving_results import LadderRecord
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,14 @@ class PairView:
 
 
 @dataclass(frozen=True)
+class LadderView:
+    """One ladder and its waterfall."""
+
+    record: LadderRecord
+    chart: Chart | None
+
+
+@dataclass(frozen=True)
 class MachineView:
     """What the sections of one machine show; `id` is ours, so that no name from a record becomes an anchor."""
 
@@ -81,6 +90,7 @@ class MachineView:
     gates: dict[str, Verdict]
     accuracy: list[Chart]
     decoder: list[CaseView]
+    ladders: list[LadderView]
     injected_percent: float
 
 
@@ -158,6 +168,7 @@ def view_machine(machine: Machine, number: int) -> MachineView:
         pairs=pairs,
         gates=gates,
         decoder=profile_view.decoder(machine.decoder, machine.hardware.ceilings) if machine.decoder else [],
+        ladders=[LadderView(one, engine_charts.waterfall(one)) for one in machine.ladders],
         accuracy=[chart for chart in accuracy if chart is not None],
         injected_percent=max(
             (row.measured.timing.injected_slowdown_percent for row in rows if row.measured and row.measured.timing),
