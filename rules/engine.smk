@@ -1,9 +1,5 @@
 # The serving engine, one optimization after another: the ladder of the chosen model.
 LADDER = SETTINGS.values["ladder"]
-# `auto`: real weights where a minute is enough for them, a shape that fills a GPU there
-LADDER_MODEL = {"auto": MODEL if DEVICE == "cpu" else "llama-1b"}.get(
-    LADDER["model"], LADDER["model"]
-)
 LADDERS = [] if LADDER["model"] == "none" else ["ladder"]
 
 
@@ -23,7 +19,12 @@ rule ladder:
         key=HARDWARE,
         environment=ENVIRONMENT_VERSIONS,
         threads=THREADS,
-        model=LADDER_MODEL,
+        # auto: real weights where a minute is enough for them, on a GPU a shape that fills it
+        model=lambda wildcards, input: {
+            "auto": (
+                os.path.dirname(input.model_record) if DEVICE == "cpu" else "llama-1b"
+            )
+        }.get(LADDER["model"], LADDER["model"]),
     shell:
         "OMP_WAIT_POLICY=passive python3 scripts/inference_optimizations_blackwell.py --key {params.key:q}"
         " --model {params.model:q} --text {input.text:q} --threads {params.threads} --out {output:q} --log {log:q}"
