@@ -67,7 +67,8 @@ def compare(arguments: argparse.Namespace) -> int:
         known = expectations.updated(known, hardware, records)
         write_atomically(file, lambda path: path.write_bytes(encode(known)))
         print(f"{file.name}: rewritten from the cases that passed")
-        print(*expectations.too_wide(hardware, records), sep="\n", end="\n\n")
+        for line in expectations.too_wide(hardware, records):
+            print(line)
     verdicts = expectations.judge_pairs(records, known, hardware)
     perplexity = folder / "perplexity.json"
     if perplexity.exists():

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from serveproof.errors import UserError
+from serveproof.hardware.key import device_of
 from serveproof.results import (
     Estimate,
     MeasureCase,
@@ -220,12 +221,11 @@ def bounds(figure: Estimate, device: str) -> tuple[float, float]:
     return max(figure.value - half, figure.value / 10), figure.value + half
 
 
-def _judged_on(device: str) -> tuple[str, ...]:
-    return CPU_METRICS if device == "cpu" else tuple(METRICS)
-
-
-def _device(hardware: str) -> str:
-    return "cpu" if hardware == "cpu" else "cuda"
+def _figures(case: MeasureCase, device: str) -> dict[str, Estimate]:
+    """What a case is judged by on a device: all of it in a case that passed, nothing in another."""
+    names = CPU_METRICS if device == "cpu" else METRICS
+    found = {name: METRICS[name][1](case) for name in names if case.status == "passed"}
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def _is_wide(figure: Estimate, device: str) -> bool:
@@ -234,13 +234,12 @@ def _is_wide(figure: Estimate, device: str) -> bool:
 
 def too_wide(hardware: str, records: list[MeasureRecord]) -> list[str]:
     """A line for each figure that passed and gets no expectation, for its own spread would make the range too wide."""
-    device = _device(hardware)
+    device = device_of(hardware)
     lines = []
     for record in records:
         for case in record.cases:
-            for metric in _judged_on(device) if case.status == "passed" else ():
-                figure = METRICS[metric][1](case)
-                if figure is not None and _is_wide(figure, device):
+            for metric, figure in _figures(case, device).items():
+                if _is_wide(figure, device):
                     lines.append(
                         f"{record.pair}/{case.case} {metric}: {figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}] "
                         f"{figure.unit} spreads too much for an expectation that can fail: measure with more processes"
@@ -253,7 +252,7 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
 
     A figure that spreads too much gets none (`too_wide` names them).
     """
-    device = _device(hardware)
+    device = device_of(hardware)
     found = {pair: dict(cases) for pair, cases in (old.pairs if old else {}).items()}
     for record in records:
         for case in record.cases:
@@ -265,9 +264,7 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
                     f"measure again with measure.injected_slowdown_percent 0 before rewriting expectations"
                 )
             metrics = {}
-            for metric in _judged_on(device):
-                figure = METRICS[metric][1](case)
-                assert figure is not None  # noqa: S101 - a passed case has every figure
+            for metric, figure in _figures(case, device).items():
                 if _is_wide(figure, device):
                     continue
                 lower, upper = bounds(figure, device)

@@ -98,6 +98,8 @@ class PagedAttention:
         decodes = len(step.lengths_B)
         if decodes == len(q_NHE):
             return self.decode(layer, q_NHE)
+        if self.prefill is not None and not decodes:
+            return self.prefill(layer, q_NHE.contiguous())
         out_NHE = torch.empty_like(q_NHE)
         if decodes:
             out_NHE[:decodes] = self.decode(layer, q_NHE[:decodes])
@@ -114,8 +116,7 @@ class PagedAttention:
         if q_BHE.is_cuda:
             from serveproof.ops import paged_decode
 
-            scales = self.cache.scales
-            own = None if scales is None else (scales[layer, 0], scales[layer, 1])
+            own = self.cache.scales_of(layer)
             k_NPHD, v_NPHD = self.cache.pool[layer]
             return paged_decode.paged_decode(q_BHE, k_NPHD, v_NPHD, self.step.table_BP, self.decode_plan, own)
         batch, kv_heads = len(q_BHE), self.cache.pool.shape[4]

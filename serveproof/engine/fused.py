@@ -2,7 +2,8 @@
 
 The same numbers as `Llama.forward` up to rounding, from the same weights. More than one row: serveproof.ops.fused_block
 between the library's products. One row of a plain model is bound by reading its weights: there the products are the
-gemv kernels of the pair piece_graphs, with norm, RoPE, SiLU and residual within and the launches overlapped.
+gemv kernels of the pair piece_graphs, with norm, RoPE, SiLU and residual within and the launches overlapped. Needs
+triton, which a CPU may not have.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from serveproof.engine.attention import PagedAttention
 from serveproof.engine.linear import fuse_
 from serveproof.engine.model import MLP, Layer, Llama, RMSNorm
 from serveproof.nvtx_ranges import ranged
+from serveproof.ops import gemv
 from serveproof.ops.decode_step import EPS
+from serveproof.ops.fused_block import add_norm, rope_write, silu_mul
+from serveproof.ops.gemv_pieces import ONE_ROW, OUTPUT_PREFETCH_BYTES, after_attention
 
 
 class FusedForward:
@@ -32,8 +36,6 @@ class FusedForward:
 
     def __call__(self, tokens_N: Tensor, positions_N: Tensor) -> Tensor:
         """Final normed hidden states [N, D]."""
-        from serveproof.ops.fused_block import add_norm
-
         x_ND = self.model.embed(tokens_N)
         if len(tokens_N) == 1 and self.one_row and len(self.attention.step.lengths_B) == 1:
             self._one_row(x_ND, positions_N)
@@ -46,54 +48,40 @@ class FusedForward:
 
     def _layer(self, index: int, layer: Layer, x_ND: Tensor, delta_ND: Tensor | None, positions_N: Tensor) -> Tensor:
         """What the layer adds to x, which gets `delta`, and what attention adds, in place."""
-        from serveproof.ops.fused_block import add_norm, rope_write
-
         attention, cache = layer.self_attn, self.attention.cache
         h_ND = add_norm(x_ND, delta_ND, layer.input_layernorm.weight, layer.input_layernorm.eps)
         assert attention.qkv_proj is not None  # noqa: S101 (fused in __init__)
-        k_SKE, v_SKE = cache.pool[index].flatten(1, 2)
-        scales = None if cache.scales is None else (cache.scales[index, 0], cache.scales[index, 1])
         norms = _head_norms(attention.q_norm, attention.k_norm)
         q_NHE = rope_write(
             attention.qkv_proj(h_ND), self.cos_Pf, self.sin_Pf, positions_N, self.attention.step.slots_N,
-            attention.heads, k_SKE, v_SKE, scales, norms, layer.input_layernorm.eps,
+            attention.heads, *cache.rows(index), cache.scales_of(index), norms, layer.input_layernorm.eps,
         )  # fmt: skip
         out_ND = attention.output(self.attention.read(index, q_NHE))
         h_ND = add_norm(x_ND, out_ND, layer.post_attention_layernorm.weight, layer.post_attention_layernorm.eps)
-        return self._mlp(layer.mlp, h_ND)
+        return self._mlp(layer.mlp, h_ND) if isinstance(layer.mlp, MLP) else layer.mlp(h_ND)
 
     @partial(ranged, "mlp")
-    def _mlp(self, mlp: nn.Module, h_ND: Tensor) -> Tensor:
-        from serveproof.ops.fused_block import silu_mul
-
-        if not isinstance(mlp, MLP):
-            routed: Tensor = mlp(h_ND)
-            return routed
+    def _mlp(self, mlp: MLP, h_ND: Tensor) -> Tensor:
         assert mlp.gate_up_proj is not None  # noqa: S101 (fused in __init__)
         return mlp.group.all_reduce(mlp.down_proj(silu_mul(mlp.gate_up_proj(h_ND))))
 
     def _one_row(self, x_1D: Tensor, positions_1: Tensor) -> None:
         """All layers for one decoding sequence; x becomes the last one's output."""
-        from serveproof.ops import gemv
-        from serveproof.ops.gemv_pieces import ONE_ROW, OUTPUT_PREFETCH_BYTES
-
         cache, slots_1 = self.attention.cache, self.attention.step.slots_N
         layers: Any = self.model.layers
         for index, layer in enumerate(layers):
             attention, mlp = layer.self_attn, layer.mlp
-            k_SKE, v_SKE = cache.pool[index].flatten(1, 2)
             q_1HE = x_1D.new_empty((1, attention.heads, attention.head_dim))
             gemv.qkv(
                 x_1D, layer.input_layernorm.weight, attention.qkv_proj.weight, self.cos_Pf, self.sin_Pf,
-                positions_1, slots_1, q_1HE, k_SKE, v_SKE, ONE_ROW["qkv"], True, attention.o_proj.weight,
+                positions_1, slots_1, q_1HE, *cache.rows(index), ONE_ROW["qkv"], True, attention.o_proj.weight,
                 OUTPUT_PREFETCH_BYTES,
             )  # fmt: skip
             out_1D = self.attention.read(index, q_1HE).flatten(1)
-            gemv.linear(out_1D, None, attention.o_proj.weight, x_1D, True, ONE_ROW["output"], True)
-            act_1F = x_1D.new_empty((1, mlp.down_proj.weight.shape[1]))
-            norm = layer.post_attention_layernorm.weight
-            gemv.gate_up(x_1D, norm, mlp.gate_up_proj.weight, act_1F, ONE_ROW["gate_up"], True)
-            gemv.linear(act_1F, None, mlp.down_proj.weight, x_1D, True, ONE_ROW["down"], True)
+            after_attention(
+                x_1D, out_1D, attention.o_proj.weight, layer.post_attention_layernorm.weight, mlp.gate_up_proj.weight,
+                mlp.down_proj.weight, ONE_ROW, True,
+            )  # fmt: skip
 
 
 def _head_norms(q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> tuple[Tensor, Tensor] | None:
@@ -102,9 +90,6 @@ def _head_norms(q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> tuple[Tensor,
 
 def _one_row_serves(model: Llama, attention: PagedAttention) -> bool:
     """Whether the gemv kernels take this model: plain linear layers, their shapes and blocks, one rank, sm_90."""
-    from serveproof.ops import gemv
-    from serveproof.ops.gemv_pieces import ONE_ROW
-
     config, cache = model.config, attention.cache
     if (
         model.group.world > 1
@@ -113,24 +98,16 @@ def _one_row_serves(model: Llama, attention: PagedAttention) -> bool:
         or cache.scales is not None
         or config.rms_norm_eps != EPS
         or not gemv.is_cuda_90(cache.pool)
-        or any(not isinstance(module, nn.Linear) for module in _products(model))
     ):
         return False
-    inner = {config.hidden_size, config.intermediate_size, config.num_attention_heads * config.head_dim}
-    outer = {
-        "qkv": (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim,
-        "output": config.hidden_size,
-        "gate_up": 2 * config.intermediate_size,
-        "down": config.hidden_size,
-    }
-    return (
-        all(size % shape.block_k == 0 for size in inner for shape in ONE_ROW.values())
-        and all(size % ONE_ROW[name].block_n == 0 for name, size in outer.items())
-        and config.head_dim % ONE_ROW["qkv"].block_n == 0
-    )
-
-
-def _products(model: Llama) -> list[nn.Module | None]:
-    """The four products of every layer, the first of which say what the others are too."""
     layer: Any = model.layers[0]
-    return [layer.self_attn.qkv_proj, layer.self_attn.o_proj, layer.mlp.gate_up_proj, layer.mlp.down_proj]
+    products = {
+        "qkv": layer.self_attn.qkv_proj,
+        "output": layer.self_attn.o_proj,
+        "gate_up": layer.mlp.gate_up_proj,
+        "down": layer.mlp.down_proj,
+    }
+    return config.head_dim % ONE_ROW["qkv"].block_n == 0 and all(
+        isinstance(product, nn.Linear) and gemv.fits(product.out_features, product.in_features, ONE_ROW[name])
+        for name, product in products.items()
+    )

@@ -36,10 +36,18 @@ class KVCache:
     def blocks(self) -> int:
         return self.pool.shape[2]
 
+    def rows(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values by slot, [blocks * page_size, K, E] each."""
+        k_SKE, v_SKE = self.pool[layer].flatten(1, 2)
+        return k_SKE, v_SKE
+
+    def scales_of(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """An e4m3 cache's scales of a layer's keys and values, [K] each."""
+        return None if self.scales is None else (self.scales[layer, 0], self.scales[layer, 1])
+
     def write(self, layer: int, slots_N: Tensor, k_NKE: Tensor, v_NKE: Tensor) -> None:
         """Store the keys and values of N tokens; a slot is block * page_size + offset."""
-        for which, x_NKE in enumerate((k_NKE, v_NKE)):
-            flat_SKE = self.pool[layer, which].flatten(0, 1)
+        for which, (flat_SKE, x_NKE) in enumerate(zip(self.rows(layer), (k_NKE, v_NKE), strict=True)):
             if self.scales is None:
                 flat_SKE.index_copy_(0, slots_N, x_NKE.to(flat_SKE.dtype))
             else:

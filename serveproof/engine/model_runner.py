@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from torch import Tensor
 from serveproof.engine import sampler
 from serveproof.engine.attention import PagedAttention, Piece, StepTensors
 from serveproof.engine.cuda_graphs import DecodeGraphs
-from serveproof.engine.fused import FusedForward
 from serveproof.engine.kv_cache import KVCache
 from serveproof.engine.model import After, Before, Layer, Llama
 from serveproof.engine.sequence import Chunk, Sampled, Sequence, Step
 from serveproof.nvtx_ranges import span
+
+if TYPE_CHECKING:
+    from serveproof.engine.fused import FusedForward
 
 
 @dataclass
@@ -81,7 +83,11 @@ class ModelRunner:
         if compile_block:
             self.before = torch.compile(Layer.before, dynamic=True, fullgraph=True)
             self.after = torch.compile(Layer.after, dynamic=True, fullgraph=model.config.experts is None)
-        self.fused = FusedForward(model, self.attention, max_model_len) if fused and not compile_block else None
+        self.fused: FusedForward | None = None
+        if fused and not compile_block:
+            from serveproof.engine.fused import FusedForward
+
+            self.fused = FusedForward(model, self.attention, max_model_len)
         self.decode_graphs: DecodeGraphs | None = None
 
     @torch.inference_mode()

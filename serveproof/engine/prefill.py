@@ -26,12 +26,12 @@ def available(cache: KVCache) -> bool:
 class PagedPrefill:
     """One wrapper and its workspace, planned once a step for all layers."""
 
-    def __init__(self, cache: KVCache, heads: int, backend: str = "auto") -> None:
+    def __init__(self, cache: KVCache, heads: int) -> None:
         import flashinfer
 
         self.cache, self.heads = cache, heads
         workspace = torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=cache.pool.device)
-        self.wrapper: Any = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend=backend)
+        self.wrapper: Any = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend="auto")
         self.planned = torch.cuda.Event()
 
     def plan(self, counts: list[int], contexts: list[int], pages: list[Tensor]) -> None:

@@ -199,10 +199,15 @@ def qkv_kernel(
                 tl.store(v_ptr + offset + D // 2, high_RM.to(v_ptr.dtype.element_ty), mask=mask_RM)
 
 
+def fits(columns: int, inner: int, config: Config) -> bool:
+    """Whether a weight of `columns` outputs and `inner` inputs is whole blocks."""
+    return columns % config.block_n == 0 and inner % config.block_k == 0
+
+
 def _shared(x: Tensor, weight: Tensor, columns: int, config: Config, pdl: bool) -> dict[str, object]:
     """The launch arguments that all kernels share; ValueError where a shape isn't a multiple of its block."""
     rows, inner = x.shape
-    if columns % config.block_n or inner % config.block_k or rows > TENSOR_CORE_ROWS:
+    if not fits(columns, inner, config) or rows > TENSOR_CORE_ROWS:
         raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)}: not multiples of the blocks of {config}")
     launch: dict[str, object] = {
         "K": inner, "M": rows, "M_PAD": 1 if rows == 1 else TENSOR_CORE_ROWS, "EPS": EPS, "BLOCK_N": config.block_n,

@@ -47,12 +47,23 @@ class Choice:
         return (self.one_row or ONE_ROW) if rows == 1 else (self.more_rows or MORE_ROWS)
 
 
+def after_attention(
+    x_BE: Tensor, attention_BF: Tensor, wo_EF: Tensor, norm_E: Tensor, gate_up_FE: Tensor, down_EF: Tensor,
+    config: dict[str, Config], pdl: bool,
+) -> None:  # fmt: skip
+    """The rest of a layer, added to x in place: output projection, norm, gate and up, down."""
+    act_BF = x_BE.new_empty((len(x_BE), gate_up_FE.shape[0] // 2))
+    gemv.linear(attention_BF, None, wo_EF, x_BE, True, config["output"], pdl)
+    gemv.gate_up(x_BE, norm_E, gate_up_FE, act_BF, config["gate_up"], pdl)
+    gemv.linear(act_BF, None, down_EF, x_BE, True, config["down"], pdl)
+
+
 def pieces(inputs: Inputs, held: dict[str, Tensor], rows: int, choice: Choice) -> list[Callable[[], None]]:
     """The L + 1 pieces for `rows` rows, as serveproof.ops.decode_step.torch_pieces has them."""
     x_BE, q_BHD, logits_BV = (held[name][:rows] for name in ("x_BE", "q_BHD", "logits_BV"))
     attention_BF = held["attention_BHD"][:rows].flatten(1)
     positions_B, slots_B = positions_and_slots(inputs, rows)
-    layers, features, _ = inputs["gate_up_LFE"].shape
+    layers = len(inputs["gate_up_LFE"])
     config, pdl = choice.configs(rows), choice.pdl
 
     def before(layer: int) -> None:
@@ -63,10 +74,10 @@ def pieces(inputs: Inputs, held: dict[str, Tensor], rows: int, choice: Choice) -
         )  # fmt: skip
 
     def after(layer: int) -> None:
-        act_BF = x_BE.new_empty((rows, features // 2))
-        gemv.linear(attention_BF, None, inputs["wo_LEF"][layer], x_BE, True, config["output"], pdl)
-        gemv.gate_up(x_BE, inputs["norm2_LE"][layer], inputs["gate_up_LFE"][layer], act_BF, config["gate_up"], pdl)
-        gemv.linear(act_BF, None, inputs["down_LEF"][layer], x_BE, True, config["down"], pdl)
+        after_attention(
+            x_BE, attention_BF, inputs["wo_LEF"][layer], inputs["norm2_LE"][layer], inputs["gate_up_LFE"][layer],
+            inputs["down_LEF"][layer], config, pdl,
+        )  # fmt: skip
 
     def piece(number: int) -> Callable[[], None]:
         def call() -> None:

@@ -46,6 +46,7 @@ def capture(pieces_of: Callable[[int], list[Call]], buckets: Sequence[int]) -> C
     """
     captured = Captured(pool=torch.cuda.graph_pool_handle())
     stream = torch.cuda.Stream()
+    gc.collect()
     for bucket in sorted(buckets, reverse=True):
         pieces = pieces_of(bucket)
         stream.wait_stream(torch.cuda.current_stream())
@@ -54,7 +55,6 @@ def capture(pieces_of: Callable[[int], list[Call]], buckets: Sequence[int]) -> C
                 piece()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
-        gc.collect()
         torch.cuda.empty_cache()
         free_bytes, started = torch.cuda.mem_get_info()[0], time.perf_counter()
         graphs = []

@@ -10,7 +10,6 @@ import torch
 
 from serveproof.engine.attention import PagedAttention, Piece, StepTensors
 from serveproof.engine.config import parse_config
-from serveproof.engine.fused import FusedForward
 from serveproof.engine.kv_cache import make_cache
 from serveproof.engine.linear import prepare_
 from serveproof.engine.loader import load_model, random_model
@@ -18,6 +17,8 @@ from serveproof.engine.sequence import SamplingParams
 from serveproof.engine.start import Settings, start_with
 
 pytest.importorskip("triton")
+from serveproof.engine.fused import FusedForward
+
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for a CPU")
 
@@ -51,6 +52,42 @@ def test_a_prompt_and_a_decode_equal_the_plain_forward(variant: dict[str, Any], 
             found.append(forward(tokens[at], at))
         results.append(torch.cat(found))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("decodes", [0, 1])
+def test_a_prefill_of_all_pieces_fills_the_rows_after_the_decodes(decodes: int, tiny_llama: Callable[..., Any]) -> None:
+    config = load_model(tiny_llama()[0]).config
+    head_dim = config.head_dim
+    cache = make_cache(load_model(tiny_llama()[0]), 6, 4, torch.float32)
+    cache.pool.normal_(generator=torch.Generator().manual_seed(2))
+    pieces = [Piece(decodes, 3, 3, torch.tensor([1])), Piece(decodes + 3, 2, 6, torch.tensor([2, 3]))]
+    step = StepTensors(
+        tokens_N=torch.zeros(decodes + 5, dtype=torch.int64),
+        positions_N=torch.zeros(decodes + 5, dtype=torch.int64),
+        slots_N=torch.arange(decodes + 5),
+        lengths_B=torch.full((decodes,), 7),
+        table_BP=torch.tensor([[4, 5]] * decodes, dtype=torch.int32).view(decodes, 2),
+        pieces=pieces,
+    )
+    q_NHE = torch.randn(decodes + 5, config.num_attention_heads, head_dim)
+
+    class OneByOne:
+        """What flashinfer's wrapper does, by the SDPA that it replaces."""
+
+        def plan(self, counts: list[int], contexts: list[int], pages: list[torch.Tensor]) -> None:
+            assert (counts, contexts) == ([3, 2], [3, 6])
+            assert [own.tolist() for own in pages] == [[1], [2, 3]]
+
+        def __call__(self, layer: int, q_NHE: torch.Tensor) -> torch.Tensor:
+            parts = q_NHE.split([piece.count for piece in pieces])
+            return torch.cat([plain.piece(layer, q, piece) for q, piece in zip(parts, pieces, strict=True)])
+
+    plain, replaced = (PagedAttention(cache, config.num_attention_heads) for _ in range(2))
+    replaced.prefill = OneByOne()  # type: ignore[assignment]
+    for attention in (plain, replaced):
+        attention.plan(step)
+    torch.testing.assert_close(replaced.read(1, q_NHE), plain.read(1, q_NHE))
 
 
 SHAPE = {
