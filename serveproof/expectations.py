@@ -275,6 +275,10 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
                     unit=figure.unit,
                     source=MEASURED,
                 )
+            if not metrics:
+                # An entry without a figure would let the case pass without a verdict; without one it is `absent`.
+                found.get(record.pair, {}).pop(case.case, None)
+                continue
             found.setdefault(record.pair, {})[case.case] = CaseExpectations(
                 axes=case.axes,
                 code_sha=record.code_sha,

@@ -165,3 +165,17 @@ def test_a_wrong_schema_names_file_place_and_mend(tmp_path: Path, change: Any, m
 def test_the_shipped_files_load() -> None:
     for path in Path(expectations.__file__).parents[1].glob("expectations_*.json"):
         assert f"expectations_{expectations.load(path).hardware}.json" == path.name
+
+
+def test_a_figure_that_spreads_too_much_gets_no_expectation_and_is_named() -> None:
+    wide = record(passed(2.0, spread=0.4))
+    found = expectations.updated(KNOWN, "cpu", [wide])
+    assert judged(wide, found).verdict == "absent", "a case without a figure is told, not passed over"
+    (line,) = expectations.too_wide("cpu", [wide])
+    assert line.startswith("toy/a speedup: 2 [1.2, 2.8] x")
+    assert expectations.too_wide("cpu", [record(passed(2.0))]) == []
+
+
+def test_of_a_case_only_the_figure_that_spreads_is_left_out() -> None:
+    on_gpu = expectations.updated(None, "h200", [record(passed(2.0, spread=0.4))])
+    assert set(on_gpu.pairs["toy"]["a"].metrics) == {"baseline_ms", "optimized_ms"}
