@@ -3,13 +3,6 @@ LADDER = SETTINGS.values["ladder"]
 LADDERS = [] if LADDER["model"] == "none" else ["ladder"]
 
 
-def ladder_model(wildcards, input):
-    """`auto`: real weights where a minute is enough for them, on a GPU a shape that fills it."""
-    if LADDER["model"] != "auto":
-        return LADDER["model"]
-    return os.path.dirname(input.model_record) if DEVICE == "cpu" else "llama-1b"
-
-
 rule ladder:
     input:
         code=code_of("scripts/inference_optimizations_blackwell.py"),
@@ -26,7 +19,12 @@ rule ladder:
         key=HARDWARE,
         environment=ENVIRONMENT_VERSIONS,
         threads=THREADS,
-        model=ladder_model,
+        # auto: real weights where a minute is enough for them, on a GPU a shape that fills it
+        model=lambda wildcards, input: (
+            LADDER["model"]
+            if LADDER["model"] != "auto"
+            else os.path.dirname(input.model_record) if DEVICE == "cpu" else "llama-1b"
+        ),
     shell:
         "OMP_WAIT_POLICY=passive python3 scripts/inference_optimizations_blackwell.py --key {params.key:q}"
         " --model {params.model:q} --text {input.text:q} --threads {params.threads} --out {output:q} --log {log:q}"
