@@ -34,10 +34,11 @@ class Piece:
 
 @dataclass
 class StepTensors:
-    """A step on the device. N rows, the first B of them decodes.
+    """A step on the device. N rows, the first B of them single tokens: decodes, and the drafts behind each.
 
     tokens_N, positions_N, slots_N (where keys and values go) int64; lengths_B int64 with the new token counted;
-    table_BP int32 block table of the decodes; pieces of prompts.
+    table_BP int32 block table of the single tokens; pieces of prompts, whose block tables follow one another in
+    piece_pages_M, int32.
     """
 
     tokens_N: Tensor
@@ -46,6 +47,7 @@ class StepTensors:
     lengths_B: Tensor
     table_BP: Tensor
     pieces: list[Piece] = field(default_factory=list)
+    piece_pages_M: Tensor | None = None
 
 
 class PagedAttention:
@@ -64,7 +66,8 @@ class PagedAttention:
         self.step = step
         if step.pieces and self.prefill is not None:
             counts, contexts = [piece.count for piece in step.pieces], [piece.context for piece in step.pieces]
-            self.prefill.plan(counts, contexts, [piece.pages_M for piece in step.pieces])
+            assert step.piece_pages_M is not None  # noqa: S101 (told to mypy)
+            self.prefill.plan(counts, contexts, step.piece_pages_M)
         if not len(step.lengths_B):
             return
         if step.tokens_N.is_cuda:
@@ -92,19 +95,21 @@ class PagedAttention:
         return self.read(layer, q_NHE)
 
     @partial(ranged, "attention")
-    def read(self, layer: int, q_NHE: Tensor) -> Tensor:
-        """Attention of every row over what the cache holds, its own token with it."""
+    def read(self, layer: int, q_NHE: Tensor, out_NHE: Tensor | None = None) -> Tensor:
+        """Attention of every row over what the cache holds, its own token with it; into `out` where that is given."""
         step = self.step
         decodes = len(step.lengths_B)
-        if decodes == len(q_NHE):
-            return self.decode(layer, q_NHE)
-        if self.prefill is not None and not decodes:
-            return self.prefill(layer, q_NHE.contiguous())
-        out_NHE = torch.empty_like(q_NHE)
+        if out_NHE is None:
+            if decodes == len(q_NHE):
+                return self.decode(layer, q_NHE)
+            if self.prefill is not None and not decodes:
+                return self.prefill(layer, q_NHE.contiguous())
+            out_NHE = torch.empty_like(q_NHE)
         if decodes:
             out_NHE[:decodes] = self.decode(layer, q_NHE[:decodes])
         if self.prefill is not None:
-            out_NHE[decodes:] = self.prefill(layer, q_NHE[decodes:].contiguous())
+            if step.pieces:
+                self.prefill(layer, q_NHE[decodes:].contiguous(), out_NHE[decodes:])
             return out_NHE
         for piece in step.pieces:
             rows = slice(piece.first, piece.first + piece.count)

@@ -1,5 +1,6 @@
 """A decode step as one CUDA graph per batch bucket: planning attention, all layers, the LM head and the argmax.
 
+A draft is a row like its sequence's own token, one longer: all keys of a layer are written before any row reads.
 Lengths, block tables and tokens are read from buffers that stay where they are; a step of fewer sequences than its
 bucket is padded with rows that write into block 0 and attend to nothing. All graphs share one memory pool.
 """
@@ -44,8 +45,9 @@ class DecodeGraphs:
         return self.buckets[-1]
 
     def replay(self, chunks: tuple[Chunk, ...], tables: BlockTables) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """One decode step: (logits [B, V], tokens, finite, the tokens fed), valid until the next replay."""
-        batch = len(chunks)
+        """One decode step: (logits [B, V], tokens, finite, the tokens fed), valid until the next replay. A row a chunk
+        and one for each of its drafts."""
+        batch = sum(map(rows_of, chunks))
         bucket = next(size for size in self.buckets if size >= batch)
         numbers, table = host_step(chunks, tables, bucket, self.page_size, self.null_slot)
         self.numbers_5B[:, :bucket].copy_(torch.from_numpy(numbers).pin_memory(), non_blocking=True)
@@ -55,23 +57,33 @@ class DecodeGraphs:
         return logits_BV[:batch], tokens_B[:batch], finite_B[:batch], fed_B[:batch]
 
 
+def rows_of(chunk: Chunk) -> int:
+    """Rows of a chunk: its tokens, and its drafts."""
+    return chunk.length + len(chunk.drafts)
+
+
 def host_step(
     chunks: tuple[Chunk, ...], tables: BlockTables, bucket: int, page_size: int, null_slot: int
 ) -> tuple[Any, Any]:
     """(int64 [5, bucket] of tokens, positions, places, slots and lengths; int32 block tables [bucket, P]), padded."""
     for chunk in chunks:
         tables.update(chunk.sequence)
-    slots = [chunk.sequence.slot for chunk in chunks]
-    starts = np.array([chunk.start for chunk in chunks])
-    batch = len(chunks)
+    counts = [rows_of(chunk) for chunk in chunks]
+    slots = np.repeat([chunk.sequence.slot for chunk in chunks], counts)
+    starts = np.array([at for chunk in chunks for at in range(chunk.start, chunk.start + rows_of(chunk))])
+    batch = len(starts)
     numbers = np.zeros((5, bucket), dtype=np.int64)
     numbers[SLOTS] = null_slot
     table = np.zeros((bucket, tables.rows.shape[1]), dtype=np.int32)
     table[:batch] = tables.rows[slots]
-    numbers[TOKENS, :batch] = [chunk.sequence.tokens[chunk.start] for chunk in chunks]
+    numbers[TOKENS, :batch] = [
+        token for chunk in chunks for token in (chunk.sequence.tokens[chunk.start], *chunk.drafts)
+    ]
     numbers[POSITIONS, :batch] = starts
     numbers[PLACES, :batch] = table[np.arange(batch), starts // page_size] * page_size + starts % page_size
-    numbers[SLOTS, :batch] = slots
+    # a draft's own choice is not its sequence's last token
+    first = np.cumsum([0, *counts[:-1]])
+    numbers[SLOTS, first] = slots[first]
     numbers[LENGTHS, :batch] = starts + 1
     return numbers, table
 

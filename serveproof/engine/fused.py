@@ -39,26 +39,46 @@ class FusedForward:
         x_ND = self.model.embed(tokens_N)
         if len(tokens_N) == 1 and self.one_row and len(self.attention.step.lengths_B) == 1:
             self._one_row(x_ND, positions_N)
-            return add_norm(x_ND, None, self.model.norm.weight, self.model.norm.eps)
-        delta_ND = None
-        for index, layer in enumerate(self.model.layers):
-            assert isinstance(layer, Layer)  # noqa: S101 (told to mypy)
-            delta_ND = self._layer(index, layer, x_ND, delta_ND, positions_N)
-        return add_norm(x_ND, delta_ND, self.model.norm.weight, self.model.norm.eps)
+            return self.normed(x_ND)
+        slots_N = self.attention.step.slots_N
+        q_NHE = self.before(0, x_ND, None, positions_N, slots_N)
+        for index in range(1, len(self.model.layers)):
+            delta_ND = self.after(index - 1, x_ND, self.attention.read(index - 1, q_NHE))
+            q_NHE = self.before(index, x_ND, delta_ND, positions_N, slots_N)
+        last = len(self.model.layers) - 1
+        return self.normed(x_ND, self.after(last, x_ND, self.attention.read(last, q_NHE)))
 
-    def _layer(self, index: int, layer: Layer, x_ND: Tensor, delta_ND: Tensor | None, positions_N: Tensor) -> Tensor:
-        """What the layer adds to x, which gets `delta`, and what attention adds, in place."""
+    def before(
+        self, index: int, x_ND: Tensor, delta_ND: Tensor | None, positions_N: Tensor, slots_N: Tensor,
+        q_NHE: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """A layer up to its attention: x gets `delta` in place, keys and values go to the cache. The queries, in q
+        where that is given."""
+        layer = self._of(index)
         attention, cache = layer.self_attn, self.attention.cache
         h_ND = add_norm(x_ND, delta_ND, layer.input_layernorm.weight, layer.input_layernorm.eps)
         assert attention.qkv_proj is not None  # noqa: S101 (fused in __init__)
         norms = _head_norms(attention.q_norm, attention.k_norm)
-        q_NHE = rope_write(
-            attention.qkv_proj(h_ND), self.cos_Pf, self.sin_Pf, positions_N, self.attention.step.slots_N,
-            attention.heads, *cache.rows(index), cache.scales_of(index), norms, layer.input_layernorm.eps,
+        return rope_write(
+            attention.qkv_proj(h_ND), self.cos_Pf, self.sin_Pf, positions_N, slots_N, attention.heads,
+            *cache.rows(index), cache.scales_of(index), norms, layer.input_layernorm.eps, q_NHE,
         )  # fmt: skip
-        out_ND = attention.output(self.attention.read(index, q_NHE))
+
+    def after(self, index: int, x_ND: Tensor, out_NHE: Tensor) -> Tensor:
+        """A layer after its attention: x gets what attention adds, in place. What the MLP adds."""
+        layer = self._of(index)
+        out_ND = layer.self_attn.output(out_NHE)
         h_ND = add_norm(x_ND, out_ND, layer.post_attention_layernorm.weight, layer.post_attention_layernorm.eps)
         return self._mlp(layer.mlp, h_ND) if isinstance(layer.mlp, MLP) else layer.mlp(h_ND)
+
+    def normed(self, x_ND: Tensor, delta_ND: Tensor | None = None) -> Tensor:
+        """The hidden states that the LM head takes."""
+        return add_norm(x_ND, delta_ND, self.model.norm.weight, self.model.norm.eps)
+
+    def _of(self, index: int) -> Layer:
+        layer = self.model.layers[index]
+        assert isinstance(layer, Layer)  # noqa: S101 (told to mypy)
+        return layer
 
     @partial(ranged, "mlp")
     def _mlp(self, mlp: MLP, h_ND: Tensor) -> Tensor:

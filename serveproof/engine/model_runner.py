@@ -17,7 +17,7 @@ from torch import Tensor
 
 from serveproof.engine import sampler
 from serveproof.engine.attention import PagedAttention, Piece, StepTensors
-from serveproof.engine.cuda_graphs import DecodeGraphs
+from serveproof.engine.cuda_graphs import DecodeGraphs, rows_of
 from serveproof.engine.kv_cache import KVCache
 from serveproof.engine.model import After, Before, Layer, Llama
 from serveproof.engine.sequence import Chunk, Sampled, Sequence, Step
@@ -25,6 +25,7 @@ from serveproof.nvtx_ranges import span
 
 if TYPE_CHECKING:
     from serveproof.engine.fused import FusedForward
+    from serveproof.engine.mixed_graphs import MixedGraphs
 
 
 @dataclass
@@ -60,8 +61,9 @@ class ModelRunner:
     """Runs steps on one rank. The cache's block 0 takes what padding writes.
 
     max_running: slots; max_model_len: the longest sequence. compile_block: torch.compile of the layer's two pieces,
-    which all layers share; fused: fused kernels on CUDA instead (serveproof.engine.fused). `decode_graphs`, once set
-    (serveproof.engine.cuda_graphs), replay steps of decodes alone.
+    which all layers share; fused: fused kernels on CUDA instead (serveproof.engine.fused). Once set, `decode_graphs`
+    (serveproof.engine.cuda_graphs) replay steps of decodes alone and `mixed_graphs` (serveproof.engine.mixed_graphs)
+    all others that are short enough.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class ModelRunner:
 
             self.fused = FusedForward(model, self.attention, max_model_len)
         self.decode_graphs: DecodeGraphs | None = None
+        self.mixed_graphs: MixedGraphs | None = None
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Pending:
@@ -98,9 +101,9 @@ class ModelRunner:
         if not step.chunks:
             return Pending(list)
         sampling = [chunk for chunk in step.chunks if chunk.samples]
-        pure = all(chunk.length == 1 and chunk.samples and not chunk.drafts for chunk in step.chunks)
+        pure = all(chunk.length == 1 and chunk.samples for chunk in step.chunks)
         with span("decode" if pure else "prefill"):
-            if pure and self.decode_graphs is not None and len(step.chunks) <= self.decode_graphs.largest:
+            if pure and self.decode_graphs is not None and sum(map(rows_of, step.chunks)) <= self.decode_graphs.largest:
                 logits_RV, tokens_R, finite_R, fed_R = self.decode_graphs.replay(step.chunks, self.tables)
             else:
                 logits_RV, tokens_R, finite_R, fed_R = self._eager(step, sampling)
@@ -119,7 +122,10 @@ class ModelRunner:
         rows, tensors, slots_N = self.tensors(step)
         tensors.tokens_N = torch.where(tensors.tokens_N < 0, self.last[slots_N], tensors.tokens_N)
         self.attention.plan(tensors)
-        hidden_ND = self.forward(tensors.tokens_N, tensors.positions_N)
+        if self.mixed_graphs is not None and len(tensors.tokens_N) <= self.mixed_graphs.largest:
+            hidden_ND = self.mixed_graphs.replay(tensors)
+        else:
+            hidden_ND = self.forward(tensors.tokens_N, tensors.positions_N)
         picked = self._to_device(rows)
         logits_RV = self.model.logits(hidden_ND[picked])
         tokens_R, finite_R = sampler.greedy(logits_RV)
@@ -137,15 +143,15 @@ class ModelRunner:
     def tensors(self, step: Step) -> tuple[list[int], StepTensors, Tensor]:
         """(rows that sample, the step's tensors, the slot of each row): one copy of the numbers to the device."""
         page = self.cache.page_size
-        decodes = [chunk for chunk in step.chunks if chunk.length == 1 and not chunk.drafts]
-        others = [chunk for chunk in step.chunks if chunk.length > 1 or chunk.drafts]
+        singles = [chunk for chunk in step.chunks if chunk.length == 1]
+        others = [chunk for chunk in step.chunks if chunk.length > 1]
         tokens: list[int] = []
         positions: list[int] = []
         places: list[int] = []
         slots: list[int] = []
         first_of: dict[int, int] = {}
-        for chunk in (*decodes, *others):
-            sequence, count = chunk.sequence, chunk.length + len(chunk.drafts)
+        for chunk in (*singles, *others):
+            sequence, count = chunk.sequence, rows_of(chunk)
             first_of[id(chunk)] = len(tokens)
             self.tables.update(sequence)
             tokens += sequence.tokens[chunk.start : chunk.context]
@@ -155,15 +161,14 @@ class ModelRunner:
             places += [blocks[at // page] * page + at % page for at in range(chunk.start, chunk.start + count)]
             slots += [sequence.slot] * count
         flat_4N = self._to_device([tokens, positions, places, slots])
-        table = self.tables.rows[[chunk.sequence.slot for chunk in decodes]]
-        lengths = [chunk.context for chunk in decodes]
-        pieces = []
-        for chunk in others:
-            context = chunk.context + len(chunk.drafts)
-            pages = torch.from_numpy(self.tables.rows[chunk.sequence.slot, : -(-context // page)].astype(np.int64))
-            first = first_of[id(chunk)]
-            count = chunk.length + len(chunk.drafts)
-            pieces.append(Piece(first, count, context, pages.to(self.device, non_blocking=True)))
+        alone = sum(map(rows_of, singles))
+        pages = [self.tables.rows[chunk.sequence.slot, : -(-chunk.context // page)] for chunk in others]
+        pages_M = self._copied(np.concatenate(pages)) if pages else None
+        pieces, seen = [], 0
+        for chunk, own in zip(others, pages, strict=True):
+            assert pages_M is not None  # noqa: S101 (told to mypy)
+            pieces.append(Piece(first_of[id(chunk)], chunk.length, chunk.context, pages_M[seen : seen + len(own)]))
+            seen += len(own)
         rows: list[int] = []
         for chunk in step.chunks:
             if chunk.samples:
@@ -173,11 +178,16 @@ class ModelRunner:
             tokens_N=flat_4N[0],
             positions_N=flat_4N[1],
             slots_N=flat_4N[2],
-            lengths_B=self._to_device(lengths),
-            table_BP=torch.from_numpy(table).to(self.device, non_blocking=True),
+            lengths_B=flat_4N[1, :alone] + 1,
+            table_BP=self._copied(self.tables.rows[slots[:alone]]),
             pieces=pieces,
+            piece_pages_M=pages_M,
         )
         return rows, tensors, flat_4N[3]
+
+    def _copied(self, made: NDArray[np.int32]) -> Tensor:
+        held = torch.from_numpy(made)
+        return held.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else held
 
     def _to_device(self, numbers: Any) -> Tensor:
         made = torch.tensor(numbers, dtype=torch.int64, pin_memory=self.device.type == "cuda")

@@ -34,16 +34,17 @@ class PagedPrefill:
         self.wrapper: Any = flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend="auto")
         self.planned = torch.cuda.Event()
 
-    def plan(self, counts: list[int], contexts: list[int], pages: list[Tensor]) -> None:
-        """counts: rows of each piece; contexts: tokens that its last row sees; pages: its block table, int64 each."""
+    def plan(self, counts: list[int], contexts: list[int], pages_M: Tensor) -> None:
+        """counts: rows of each piece; contexts: tokens that its last row sees; pages_M: their block tables, int32, one
+        after the other."""
         # The plan before may still be on its way out of the pinned memory that this one overwrites.
         self.planned.synchronize()
         page = self.cache.page_size
         kv_heads, head_dim = self.cache.pool.shape[-2:]
         self.wrapper.plan(
             torch.tensor([0, *accumulate(counts)], dtype=torch.int32),
-            torch.tensor([0, *accumulate(len(own) for own in pages)], dtype=torch.int32),
-            torch.cat(pages).int(),
+            torch.tensor([0, *accumulate(-(-context // page) for context in contexts)], dtype=torch.int32),
+            pages_M,
             torch.tensor([(context - 1) % page + 1 for context in contexts], dtype=torch.int32),
             self.heads,
             kv_heads,
@@ -55,8 +56,8 @@ class PagedPrefill:
         )
         self.planned.record()
 
-    def __call__(self, layer: int, q_NHE: Tensor) -> Tensor:
-        """Attention of all pieces' rows, in the order of the plan."""
+    def __call__(self, layer: int, q_NHE: Tensor, out_NHE: Tensor | None = None) -> Tensor:
+        """Attention of all pieces' rows, in the order of the plan, into `out` (contiguous) where that is given."""
         k_NPHD, v_NPHD = self.cache.pool[layer]
-        out_NHE: Tensor = self.wrapper.run(q_NHE, (k_NPHD, v_NPHD))
-        return out_NHE
+        result_NHE: Tensor = self.wrapper.run(q_NHE, (k_NPHD, v_NPHD), out=out_NHE)
+        return result_NHE

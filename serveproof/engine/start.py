@@ -108,7 +108,11 @@ def start_with(
         model, cache, settings.max_running, longest, settings.compile_block, on_cuda and settings.fused
     )
     if on_cuda and settings.graphs:
-        runner.decode_graphs = capture_decodes(runner, settings.max_running, say)
+        runner.decode_graphs = capture_decodes(runner, settings.max_running * (1 + settings.drafts), say)
+        if runner.fused is not None:
+            from serveproof.engine.mixed_graphs import capture_mixed
+
+            runner.mixed_graphs = capture_mixed(runner, settings.token_budget, say)
     manager = BlockManager(blocks, settings.page_size, settings.host_blocks, settings.prefix_caching)
     return Engine(
         runner, manager, limits, settings.policy, model.config.eos_token_ids, tokenizer, overlap=settings.overlap

@@ -104,15 +104,17 @@ def _rope_write(
 def rope_write(
     qkv_NF: Tensor, cos_Pf: Tensor, sin_Pf: Tensor, positions_N: Tensor, slots_N: Tensor, heads: int, k_SKE: Tensor,
     v_SKE: Tensor, scales: tuple[Tensor, Tensor] | None = None, norms: tuple[Tensor, Tensor] | None = None,
-    eps: float = 0.0,
+    eps: float = 0.0, q_NHE: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """q [N, H, E] with positions rotated in; k and v go to rows `slots` of the flat cache [S, K, E].
+    """q [N, H, E] with positions rotated in, written where it is given; k and v go to rows `slots` of the flat cache
+    [S, K, E].
 
     qkv [N, (H + 2 K) E] contiguous; cos, sin float32 tables [P, E / 2] by position; positions, slots int64. scales: of
     k's and v's heads, float32 [K] each, for an e4m3 cache. norms: weights [E] of the query and key heads' RMSNorm.
     """
     K, E = k_SKE.shape[1:]
-    q_NHE = torch.empty(len(qkv_NF), heads, E, dtype=qkv_NF.dtype, device=qkv_NF.device)
+    if q_NHE is None:
+        q_NHE = torch.empty(len(qkv_NF), heads, E, dtype=qkv_NF.dtype, device=qkv_NF.device)
     if not len(qkv_NF):
         return q_NHE
     k_scales, v_scales = scales or (cos_Pf, cos_Pf)

@@ -48,7 +48,7 @@ def test_a_prompt_and_a_decode_equal_the_plain_forward(variant: dict[str, Any], 
             at = torch.tensor(list(rows))
             lengths = torch.tensor([9] if len(at) == 1 else [], dtype=torch.int64)
             pieces = [] if len(at) == 1 else [Piece(0, 8, 8, pages[:2])]
-            attention.plan(StepTensors(tokens[at], at, slots[at], lengths, pages[None].int(), pieces))
+            attention.plan(StepTensors(tokens[at], at, slots[at], lengths, pages[None].int(), pieces, pages[:2].int()))
             found.append(forward(tokens[at], at))
         results.append(torch.cat(found))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
@@ -69,25 +69,30 @@ def test_a_prefill_of_all_pieces_fills_the_rows_after_the_decodes(decodes: int, 
         lengths_B=torch.full((decodes,), 7),
         table_BP=torch.tensor([[4, 5]] * decodes, dtype=torch.int32).view(decodes, 2),
         pieces=pieces,
+        piece_pages_M=torch.tensor([1, 2, 3], dtype=torch.int32),
     )
     q_NHE = torch.randn(decodes + 5, config.num_attention_heads, head_dim)
 
     class OneByOne:
         """What flashinfer's wrapper does, by the SDPA that it replaces."""
 
-        def plan(self, counts: list[int], contexts: list[int], pages: list[torch.Tensor]) -> None:
-            assert (counts, contexts) == ([3, 2], [3, 6])
-            assert [own.tolist() for own in pages] == [[1], [2, 3]]
+        def plan(self, counts: list[int], contexts: list[int], pages_M: torch.Tensor) -> None:
+            assert (counts, contexts, pages_M.tolist()) == ([3, 2], [3, 6], [1, 2, 3])
 
-        def __call__(self, layer: int, q_NHE: torch.Tensor) -> torch.Tensor:
+        def __call__(self, layer: int, q_NHE: torch.Tensor, out_NHE: torch.Tensor | None = None) -> torch.Tensor:
             parts = q_NHE.split([piece.count for piece in pieces])
-            return torch.cat([plain.piece(layer, q, piece) for q, piece in zip(parts, pieces, strict=True)])
+            found = torch.cat([plain.piece(layer, q, piece) for q, piece in zip(parts, pieces, strict=True)])
+            return found if out_NHE is None else out_NHE.copy_(found)
 
     plain, replaced = (PagedAttention(cache, config.num_attention_heads) for _ in range(2))
     replaced.prefill = OneByOne()  # type: ignore[assignment]
     for attention in (plain, replaced):
         attention.plan(step)
     torch.testing.assert_close(replaced.read(1, q_NHE), plain.read(1, q_NHE))
+    for attention in (plain, replaced):
+        given_NHE = torch.full_like(q_NHE, torch.nan)
+        assert attention.read(1, q_NHE, given_NHE) is given_NHE
+        torch.testing.assert_close(given_NHE, plain.read(1, q_NHE))
 
 
 SHAPE = {
