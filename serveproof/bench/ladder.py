@@ -53,8 +53,10 @@ def ways(device: str) -> list[Way]:
         ),
         Way("CUDA graphs", "decode steps replayed, a graph a batch bucket", changes={"graphs": True}, devices=("cuda",),
             reason="CUDA graphs need CUDA"),
-        Way("fused kernels", "our own kernels between the products, in the compiled block's place; steps with prompts by graphs, in pieces",
-            changes={"compile_block": False, "fused": True}, devices=("cuda",), reason="they are Triton's, for CUDA"),
+        Way(
+            "fused kernels", "our own kernels in the block's place; steps with prompts by graphs, in pieces",
+            changes={"compile_block": False, "fused": True}, devices=("cuda",), reason="they are Triton's, for CUDA",
+        ),
         Way("chunked prefill", "prompts in pieces beside the decodes", changes={"chunked": True}),
         Way("prefix cache", "blocks of a beginning seen before are shared", changes={"prefix_caching": True}),
         Way("int8 weights" if cpu else "fp8 weights", "linear layers in 8 bits", weights="int8" if cpu else "fp8"),

@@ -20,6 +20,7 @@ MIB = 2**20
 CPU_SIZES_BYTES = (8 * MIB, 32 * MIB, 128 * MIB)
 GPU_COPY_BYTES = 4096 * MIB
 REST_S = 0.5
+RELIEF_BYTES = 1024 * MIB
 DTYPES = {
     "cpu": (torch.float32, torch.bfloat16),
     "cuda": (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn),
@@ -40,12 +41,18 @@ def seconds_of(call: Callable[[], object], device: str) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def best_seconds(call: Callable[[], object], device: str, budget_s: float, tries: int = 5) -> float:
-    """The fastest of at least `tries` calls within about budget_s seconds, after one warm-up call.
+def best_seconds(
+    call: Callable[[], object],
+    device: str,
+    budget_s: float,
+    between: Callable[[], object] = lambda: None,
+    tries: int = 5,
+) -> float:
+    """The fastest of at least `tries` calls within about budget_s seconds, after one warm-up call, with `between`,
+    untimed, before each.
 
     A GPU rests first: after seconds of dense products its power limit holds the clock down, which a pair's calls, with
-    inputs refilled between them, do not meet. Pauses between the calls are no help: the clock falls in them (an H200's
-    float8 product went from 1587 to 1313 TFLOP/s with 10 ms between).
+    inputs refilled between them, do not meet.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -53,6 +60,7 @@ def best_seconds(call: Callable[[], object], device: str, budget_s: float, tries
     seconds_of(call, device)
     best, ended, done = float("inf"), time.perf_counter() + budget_s, 0
     while done < tries or time.perf_counter() < ended:
+        between()
         best = min(best, seconds_of(call, device))
         done += 1
     return best
@@ -93,6 +101,19 @@ def _matmuls(dtype: torch.dtype, device: str, size: int) -> list[Callable[[], to
     return [partial(product, *pair) for pair in scales]
 
 
+def _relief(device: str) -> Callable[[], object]:
+    """What runs between a GPU's dense products: a copy, which takes less power and keeps the clock up.
+
+    On an H200 float8 products of 8192 had 1309 TFLOP/s in the median back to back, 1361 with such a copy between and
+    1473 with inputs drawn anew; the fastest tenth 1400, 1519 and 1535. A pause is no help: the clock falls in it.
+    """
+    if device == "cpu":
+        return lambda: None
+    source = torch.empty(RELIEF_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
 def measure(device: str, budget_s: float = 0.4) -> Ceilings:
     """Measure copy and read bandwidth (bytes/s) and the dense matrix rate per dtype (FLOP/s) of `cpu` or `cuda`.
 
@@ -102,13 +123,14 @@ def measure(device: str, budget_s: float = 0.4) -> Ceilings:
     copy, read = _bandwidths(device, budget_s)
     sizes = (1024, 2048) if device == "cpu" else (4096, 8192)
     rates: dict[str, float] = {}
+    relief = _relief(device)
     for dtype in DTYPES[device]:
         if device == "cuda" and dtype == torch.float8_e4m3fn and torch.cuda.get_device_capability() < (8, 9):
             continue
         name = str(dtype).removeprefix("torch.")
         for size in sizes:
             for product in _matmuls(dtype, device, size):
-                seconds = best_seconds(product, device, budget_s)
+                seconds = best_seconds(product, device, budget_s, relief)
                 rates[name] = max(rates.get(name, 0.0), 2 * size**3 / seconds)
     if device == "cpu":
         how = (
