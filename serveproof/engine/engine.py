@@ -40,7 +40,10 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Output:
-    """What one step brought a request. text: what may be shown of it. finish_reason: stop, length, abort or error."""
+    """What one step brought a request. text: what may be shown of it. finish_reason: stop, length, abort or error.
+
+    prompt_logprobs: of the prompt's tokens after the first, with the first output, where they were asked for.
+    """
 
     request_id: str
     tokens: tuple[int, ...]
@@ -48,6 +51,7 @@ class Output:
     finish_reason: str | None = None
     logprobs: tuple[dict[int, float], ...] = ()
     error: str | None = None
+    prompt_logprobs: tuple[dict[int, float], ...] = ()
 
 
 @dataclass
@@ -58,6 +62,7 @@ class Completion:
     text: str = ""
     finish_reason: str = ""
     logprobs: list[dict[int, float]] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,8 @@ class Engine:
             self.requests.pop(sequence.request_id, None)
             self.streams.pop(sequence.request_id, None)
         logprobs = result.logprobs[: len(tokens)]
-        return Output(sequence.request_id, tokens, text, sequence.finish_reason, logprobs, result.error)
+        scored = tuple(sequence.prompt_logprobs) if place == sequence.prompt_length else ()
+        return Output(sequence.request_id, tokens, text, sequence.finish_reason, logprobs, result.error, scored)
 
     def generate(self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]) -> list[Completion]:
         """Answer all prompts, in their order; the engine must have no other requests."""
@@ -196,6 +202,7 @@ class Engine:
                 completion.tokens += output.tokens
                 completion.text += output.text
                 completion.logprobs += output.logprobs
+                completion.prompt_logprobs += output.prompt_logprobs
                 completion.finish_reason = output.finish_reason or ""
         return [done[request_id] for request_id in ids]
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from serveproof.engine.mixed_graphs import MixedGraphs
 
 
+# Logits of so many prompt tokens at a time: a row of float32 over 128 K words is half a megabyte.
+SCORED_AT_ONCE = 128
+
+
 @dataclass
 class Pending:
     """A launched step. `read` waits for the device and gives a result for each chunk that samples."""
@@ -126,12 +130,27 @@ class ModelRunner:
             hidden_ND = self.mixed_graphs.replay(tensors)
         else:
             hidden_ND = self.forward(tensors.tokens_N, tensors.positions_N)
+        self._score_prompts(step, hidden_ND)
         picked = self._to_device(rows)
         logits_RV = self.model.logits(hidden_ND[picked])
         tokens_R, finite_R = sampler.greedy(logits_RV)
         if sampling and not any(chunk.drafts for chunk in sampling):
             self.last[self._slots(sampling)] = tokens_R
         return logits_RV, tokens_R, finite_R, tensors.tokens_N[picked]
+
+    def _score_prompts(self, step: Step, hidden_ND: Tensor) -> None:
+        """Log-probabilities of the prompt's tokens that follow this step's rows, for sequences that ask for them."""
+        asking = [chunk for chunk in step.chunks if chunk.sequence.params.prompt_logprobs is not None]
+        first_of = first_rows(step) if asking else {}
+        for chunk in asking:
+            sequence, first = chunk.sequence, first_of[id(chunk)] - chunk.start
+            # what was scored before a preemption stands already
+            begin, end = len(sequence.prompt_logprobs) + 1, min(chunk.context + 1, sequence.prompt_length)
+            for at in range(begin, end, SCORED_AT_ONCE):
+                to = min(at + SCORED_AT_ONCE, end)
+                logits_RV = self.model.logits(hidden_ND[first + at - 1 : first + to - 1])
+                count = sequence.params.prompt_logprobs or 0
+                sequence.prompt_logprobs += sampler.logprobs_of(logits_RV, sequence.tokens[at:to], count)
 
     def forward(self, tokens_N: Tensor, positions_N: Tensor) -> Tensor:
         """The model's forward, fused or with the compiled pieces; attention reads its plan."""
@@ -149,10 +168,9 @@ class ModelRunner:
         positions: list[int] = []
         places: list[int] = []
         slots: list[int] = []
-        first_of: dict[int, int] = {}
+        first_of = first_rows(step)
         for chunk in (*singles, *others):
             sequence, count = chunk.sequence, rows_of(chunk)
-            first_of[id(chunk)] = len(tokens)
             self.tables.update(sequence)
             tokens += sequence.tokens[chunk.start : chunk.context]
             tokens += chunk.drafts
@@ -214,6 +232,15 @@ class ModelRunner:
             return _results(sampling, tokens, finite, logits_RV)
 
         return Pending(read)
+
+
+def first_rows(step: Step) -> dict[int, int]:
+    """The first row of each chunk by its id: single tokens with their drafts come first, then longer pieces."""
+    found, row = {}, 0
+    for chunk in sorted(step.chunks, key=lambda one: one.length > 1):
+        found[id(chunk)] = row
+        row += rows_of(chunk)
+    return found
 
 
 def _choices(sampling: list[Chunk]) -> list[sampler.Choice]:

@@ -222,7 +222,9 @@ class Scheduler:
             copies = self.blocks.swap_in(sequence)
             self.blocks.grow(sequence, len(sequence.tokens))
         else:
-            found, keys = self.blocks.find(sequence.tokens)
+            # a prompt that is scored needs the hidden states of all its tokens
+            scored = sequence.params.prompt_logprobs is not None
+            found, keys = ([], []) if scored else self.blocks.find(sequence.tokens)
             fresh = self.blocks.pages(len(sequence.tokens)) - len(found)
             pending = len(sequence.tokens) - len(found) * self.blocks.page_size
             if fresh > self.blocks.available - self.blocks.unused(found):

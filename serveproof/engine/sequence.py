@@ -27,7 +27,10 @@ class Status(Enum):
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose a request's tokens; temperature 0 is greedy. Names and meaning are vLLM's and OpenAI's."""
+    """How to choose a request's tokens; temperature 0 is greedy. Names and meaning are vLLM's and OpenAI's.
+
+    prompt_logprobs: as logprobs, of the prompt's own tokens after the first; such a prompt is computed whole.
+    """
 
     max_tokens: int = 16
     temperature: float = 0.0
@@ -40,6 +43,7 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError naming the first parameter that is out of range, what it is, and what it may be."""
@@ -52,11 +56,16 @@ class SamplingParams:
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0; 1 is off"),
             ("stop", all(self.stop), "strings that are not empty"),
             ("seed", self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2^63 - 1, or none"),
-            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS, f"from 0 to {MOST_LOGPROBS}"),
+            ("logprobs", _few(self.logprobs), f"from 0 to {MOST_LOGPROBS}"),
+            ("prompt_logprobs", _few(self.prompt_logprobs), f"from 0 to {MOST_LOGPROBS}"),
         )
         for name, good, mend in ranges:
             if not good:
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be {mend}")
+
+
+def _few(count: int | None) -> bool:
+    return count is None or 0 <= count <= MOST_LOGPROBS
 
 
 @dataclass(eq=False, slots=True)
@@ -67,6 +76,7 @@ class Sequence:
     order; `host_blocks` while SWAPPED. `keys`: content hashes of the leading full blocks. `slot`: its row in the
     runner's device tensors while RUNNING. `limit`: tokens, prompt included, at which it ends at the latest.
     `rank`: its place by the policy, smaller first; `order`: the number of its arrival. `seed`: of its sampling.
+    `prompt_logprobs`: of the prompt's tokens after the first, as far as they are computed, where they were asked for.
     """
 
     request_id: str
@@ -88,6 +98,7 @@ class Sequence:
     rank: tuple[float, ...] = ()
     order: int = 0
     seed: int = 0
+    prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
 
     @property
     def output_length(self) -> int:

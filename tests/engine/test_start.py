@@ -117,6 +117,24 @@ def test_every_step_has_the_logits_of_a_full_forward(case: Callable[[str], Any])
                 assert value == pytest.approx(float(full_LV[place, other]), abs=2e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"token_budget": 3}, {"blocks": 10, "page_size": 4}, {"drafts": 3}])
+@torch.inference_mode()
+def test_a_prompts_own_tokens_are_scored_whole(changes: dict[str, Any], case: Callable[[str], Any]) -> None:
+    """In pieces, through preemption, and a second time, when a prefix cache would know the beginning."""
+    model, prompts, _ = case("Llama")
+    given = {"dtype": "fp32", "max_running": 3, "token_budget": 12, "max_model_len": 64, "page_size": 4} | changes
+    engine = start_with(model, Settings(**given))
+    params = SamplingParams(max_tokens=3, ignore_eos=True, prompt_logprobs=2)
+    for _ in range(2):
+        for prompt, one in zip(prompts, engine.generate(prompts, params), strict=True):
+            full_LV = model.logits(model.full(torch.tensor([prompt]))[0]).log_softmax(-1)
+            assert len(one.prompt_logprobs) == len(prompt) - 1
+            for place, (token, row) in enumerate(zip(prompt[1:], one.prompt_logprobs, strict=True)):
+                assert next(iter(row)) == token
+                for other, value in row.items():
+                    assert value == pytest.approx(float(full_LV[place, other]), abs=2e-4)
+
+
 @torch.inference_mode()
 def test_bf16_is_as_near_as_a_full_forward(case: Callable[[str], Any]) -> None:
     """As near to float32 as a full forward in bf16, twice over."""
