@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from serveproof.bench import profiling_minimal, verification
-from serveproof.bench.orphans import die_with_parent
 from serveproof.bench.profiling_job import DecoderJob, DecoderReply
 from serveproof.engine.config import ModelConfig, read_config
 from serveproof.engine.loader import random_model
@@ -26,6 +25,7 @@ from serveproof.engine.model import Attend, Llama, full_attention
 from serveproof.errors import UserError
 from serveproof.hardware.start import start_torch
 from serveproof.nvtx_ranges import ranged
+from serveproof.orphans import die_with_parent
 from serveproof.profile_records import DecoderPoint, Profile
 
 PHASES: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from serveproof.bench.orphans import die_with_parent, end_with
 from serveproof.bench.profiling_job import CounterJob, CounterReply, RawKernel
+from serveproof.orphans import die_with_parent, end_with
 
 INSIDE, OUTSIDE_PID = "NSPY_NCU_PROFILE", "SERVEPROOF_NCU_OUTSIDE"
 RANGE = "serveproof"

@@ -18,11 +18,11 @@ from serveproof.bench import profiling_minimal, ranks, verification
 from serveproof.bench.candidates import choose
 from serveproof.bench.inputs import Refill
 from serveproof.bench.job import Case
-from serveproof.bench.orphans import die_with_parent
 from serveproof.bench.profiling_job import ProfileJob, ProfileReply
 from serveproof.bench.timing import Stopwatch
 from serveproof.bench.worker import Built, build_side
 from serveproof.hardware.start import start_torch
+from serveproof.orphans import die_with_parent
 from serveproof.profile_records import Profile
 from serveproof.results import SIDES
 

@@ -21,8 +21,8 @@ from serveproof import pairs
 from serveproof.bench import candidates, injection, memory, ranks, timing, verification
 from serveproof.bench.inputs import Refill
 from serveproof.bench.job import Case, CaseReply, Job, Reply
-from serveproof.bench.orphans import die_with_parent
 from serveproof.hardware.start import start_torch
+from serveproof.orphans import die_with_parent
 from serveproof.results import SIDES, SideCheck, VerifyCase
 
 Built = pairs.Run | dict[str, candidates.Maker]

@@ -1,0 +1,48 @@
+"""The queue's bound: how many choices may be under way, and when it is worth coming back."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+
+from serveproof.server.errors import ApiError
+
+LOOK_BACK_S, LONGEST_WAIT_S = 10.0, 60
+
+
+class Gate:
+    """most: choices that may run and wait together."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.inside = most, 0
+        self.ended_s: deque[float] = deque()
+
+    def enter(self, count: int) -> None:
+        """Let so many choices in. ApiError 429 when they would be too many, saying when there may be room."""
+        if count > self.most:
+            raise ApiError(
+                400, f"{count} choices at once are more than this server takes ({self.most}); ask for fewer", "n"
+            )
+        if self.inside + count > self.most:
+            wait_s = self.wait_s(self.inside + count - self.most)
+            said = f"the server has {self.inside} requests of at most {self.most}; try again in {wait_s} s"
+            raise ApiError(429, said, code="overloaded", headers={"Retry-After": str(wait_s)})
+        self.inside += count
+
+    def leave(self, count: int) -> None:
+        """So many choices have ended."""
+        self.inside -= count
+        now = time.monotonic()
+        self.ended_s.extend([now] * count)
+        self._forget(now)
+
+    def wait_s(self, count: int) -> int:
+        """Whole seconds until so many will have ended, at the rate of the last ten."""
+        self._forget(time.monotonic())
+        rate = len(self.ended_s) / LOOK_BACK_S
+        return min(LONGEST_WAIT_S, max(1, math.ceil(count / rate))) if rate else 1
+
+    def _forget(self, now: float) -> None:
+        while self.ended_s and self.ended_s[0] < now - LOOK_BACK_S:
+            self.ended_s.popleft()

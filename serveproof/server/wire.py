@@ -1,0 +1,59 @@
+"""What the two processes say to each other, as MessagePack: requests one way; what each step brought the other."""
+
+from __future__ import annotations
+
+import msgspec
+
+from serveproof.engine.engine import Output, Snapshot
+from serveproof.engine.sequence import SamplingParams
+from serveproof.engine.start import Settings
+
+
+class Job(msgspec.Struct):
+    """How the engine's process is started: the model's path and how to serve it. threads: of torch."""
+
+    model: str
+    settings: Settings
+    threads: int = 1
+
+
+class Add(msgspec.Struct, tag="add"):
+    """Queue a request."""
+
+    request_id: str
+    prompt: list[int]
+    params: SamplingParams
+    tenant: str = "default"
+    priority: int = 0
+    ttft_target_s: float | None = None
+
+
+class Abort(msgspec.Struct, tag="abort"):
+    """Forget requests; those that are not there are no error."""
+
+    request_ids: list[str]
+
+
+class Ready(msgspec.Struct, tag="ready"):
+    """The engine can serve. max_model_len: tokens of a prompt with its answer."""
+
+    max_model_len: int
+
+
+class Failed(msgspec.Struct, tag="failed"):
+    """The engine could not start; reason is one line."""
+
+    reason: str
+
+
+class Batch(msgspec.Struct, tag="batch"):
+    """What one step brought, and how the engine stands. Sent without outputs too, every HEARTBEAT_S: it is alive."""
+
+    outputs: list[Output]
+    snapshot: Snapshot
+    refused: dict[str, str] = {}
+
+
+HEARTBEAT_S = 0.25
+ToEngine = Add | Abort
+FromEngine = Ready | Failed | Batch

@@ -1,0 +1,1 @@
+"""What Prometheus reads, and what reads a server's metrics."""

@@ -1,0 +1,247 @@
+"""What happens to everybody else when clients and processes misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from serveproof.engine.engine import Engine
+from serveproof.engine.sequence import SamplingParams
+from tests.server.conftest import Server, serving
+
+aiohttp = pytest.importorskip("aiohttp")
+# `SERVEPROOF_OVERLOAD_S=120 pytest tests/server/test_reliability.py -k capacity` is the long form
+OVERLOAD_S = float(os.environ.get("SERVEPROOF_OVERLOAD_S", "5"))
+TOKENS = 8
+
+
+@pytest.fixture(scope="module")
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(model, tmp_path_factory.mktemp("reliable"), "--max-queue", "2000", "--stall-s", "1.5") as one:
+        yield one
+
+
+def body(prompt: list[int], tokens: int = TOKENS, **more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True} | more
+
+
+def idle(server: Server) -> bool:
+    return (
+        server.metric("serveproof_requests_running") == server.metric("serveproof_requests_waiting") == 0
+        and server.metric("serveproof_kv_cache_usage_ratio") == 0
+    )
+
+
+def test_every_tenth_of_a_thousand_hangs_up_and_the_others_are_exact(server: Server, engine: Engine) -> None:
+    prompts = [[number + 1, 2 * number + 1, 5, 9, 7] for number in range(40)]
+    done = engine.generate(prompts, SamplingParams(max_tokens=TOKENS, ignore_eos=True))
+    expected = [one.text for one in done]
+
+    async def one(session: Any, number: int) -> bool:
+        leaves = number % 10 == 0
+        asked = body(prompts[number % 40], 200 if leaves else TOKENS, stream=leaves or number % 2 == 0)
+        async with session.post(f"{server.url}/v1/completions", json=asked) as answer:
+            assert answer.status == 200
+            if leaves:
+                await answer.content.readline()
+                return True  # leaving the context closes the connection
+            if not asked["stream"]:
+                return bool((await answer.json())["choices"][0]["text"] == expected[number % 40])
+            text = ""
+            async for line in answer.content:
+                if line.startswith(b"data: {"):
+                    text += json.loads(line[6:])["choices"][0]["text"]
+            return text == expected[number % 40]
+
+    async def everyone() -> list[bool]:
+        connector = aiohttp.TCPConnector(limit=200)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            return await asyncio.gather(*(one(session, number) for number in range(1000)))
+
+    assert all(asyncio.run(everyone()))
+    server.until(lambda: idle(server))
+    finished = server.get("/metrics")[1]
+    assert 'serveproof_requests_finished_total{finished_reason="abort",model_name="tiny"} 100.0' in finished
+
+
+def test_a_reader_that_sleeps_holds_up_nobody(server: Server) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.connect((host, int(port)))
+        data = json.dumps(body([3], 240, stream=True, logprobs=20)).encode()
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+        )
+        slow.sendall(head.encode() + b"\r\nConnection: close\r\n\r\n" + data)
+
+        async def others() -> None:
+            async with aiohttp.ClientSession() as session:
+                for _ in range(5):
+                    async with session.post(f"{server.url}/v1/completions", json=body([4])) as answer:
+                        assert answer.status == 200
+
+        asyncio.run(others())
+        server.until(lambda: idle(server))  # the engine is done with it long before it is read
+        got = b""
+        slow.settimeout(10)
+        while part := slow.recv(65536):
+            got += part
+    assert b"data: [DONE]" in got
+    assert got.count(b"data: {") == 240
+
+
+def mutants(count: int) -> Iterator[bytes]:
+    """Bodies that are nearly right, and some that are nothing at all; the same ones every time."""
+    choose = random.Random(0)
+    values: list[Any] = [
+        None, True, -1, 0, 1.5, 10**30, -(10**30), "", "w1", "\ud800", "\x00", [], {}, [[]], [None], ["\udfff"], {"a": 1},
+        [1, "w1"], [[1], [2, 96]], [97], [-1], 2**63, "x" * 5000, float("nan"), float("inf"), [[[1]]],
+    ]  # fmt: skip
+    names = [
+        "model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "stop", "stop_token_ids", "seed",
+        "logprobs", "echo", "stream", "stream_options", "user", "priority", "ignore_eos", "repetition_penalty", "best_of",
+        "suffix", "logit_bias", "presence_penalty", "unknown", "messages", "add_special_tokens",
+    ]  # fmt: skip
+    for _ in range(count):
+        made: Any = body([5, 6], 2)
+        for _ in range(choose.choice([1, 1, 2, 4])):
+            made[choose.choice(names)] = choose.choice(values)
+        if choose.random() < 0.1:
+            made = choose.choice([*values, [made], [[[[]]]]])
+        data = json.dumps(made).encode()
+        if choose.random() < 0.2:
+            at = choose.randrange(len(data))
+            data = data[:at] + choose.choice([b"", b"\xff", b"{", b"[" * 2000, b"\x00"]) + data[at + 1 :]
+        yield data
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize"])
+def test_thousands_of_malformed_requests_never_break_the_server(path: str, server: Server) -> None:
+    statuses: Counter[int] = Counter()
+    faults: list[tuple[bytes, str]] = []
+
+    async def everyone() -> None:
+        todo = mutants(4000 if path == "/v1/completions" else 3000)
+
+        async def worker(session: Any) -> None:
+            for data in todo:
+                headers = {"Content-Type": "application/json"}
+                async with session.post(f"{server.url}{path}", data=data, headers=headers) as answer:
+                    text = await answer.text()
+                    statuses[answer.status] += 1
+                    if answer.status >= 500 or (answer.status != 200 and "message" not in json.loads(text)["error"]):
+                        faults.append((data, text))
+
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(worker(session) for _ in range(32)))
+
+    asyncio.run(everyone())
+    assert not faults, (len(faults), faults[:3])
+    assert statuses[400] > 500
+    assert server.metric("serveproof_engine_restarts_total") == 0
+    server.until(lambda: idle(server))
+
+
+def test_twice_what_it_can_carry_leaves_nobody_without_an_answer(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, "--max-running", "4", "--max-queue", "8") as small:
+        statuses: Counter[int] = Counter()
+        without_time: list[str] = []
+
+        async def one(session: Any) -> None:
+            async with session.post(f"{small.url}/v1/completions", json=body([7, 8, 9], 24)) as answer:
+                await answer.read()
+                statuses[answer.status] += 1
+                if answer.status == 429 and int(answer.headers.get("Retry-After", 0)) < 1:
+                    without_time.append(str(answer.headers))
+
+        async def load(seconds: float, rate: float) -> None:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
+                sent, begun = [], time.monotonic()
+                while (now := time.monotonic()) < begun + seconds:
+                    while len(sent) < (now - begun) * rate:
+                        sent.append(asyncio.create_task(one(session)))
+                    await asyncio.sleep(0.002)
+                await asyncio.gather(*sent)
+
+        async def capacity() -> float:
+            async with aiohttp.ClientSession() as session:
+                for count in (8, 40):
+                    begun = time.monotonic()
+                    for _ in range(count // 4):
+                        await asyncio.gather(*(one(session) for _ in range(4)))
+            return 40 / (time.monotonic() - begun)
+
+        rate = 2 * asyncio.run(capacity())
+        asyncio.run(load(OVERLOAD_S / 3, rate))
+        processes = [psutil.Process(small.process.pid), psutil.Process(small.engine_pid)]
+        before = [one.memory_info().rss for one in processes]
+        asyncio.run(load(OVERLOAD_S, rate))
+        after = [one.memory_info().rss for one in processes]
+        assert set(statuses) == {200, 429}
+        assert statuses[429] > 0.1 * statuses.total()
+        assert not without_time
+        assert all(now < 1.1 * then for then, now in zip(before, after, strict=True)), (before, after)
+        small.until(lambda: idle(small))
+
+
+def test_an_engine_that_stops_stepping_is_reported(server: Server) -> None:
+    pid = server.engine_pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        server.until(lambda: server.get("/health")[0] == 503, 10)
+        assert "has not stepped for" in server.get("/health")[1]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    server.until(server.healthy)
+
+
+def test_a_killed_engine_is_an_error_within_a_second_and_serves_again(server: Server) -> None:
+    answers: list[tuple[float, bytes]] = []
+
+    async def ask(session: Any, stream: bool) -> None:
+        asked = body([3, 4], 250, stream=stream, n=20)
+        async with session.post(f"{server.url}/v1/completions", json=asked) as answer:
+            with contextlib.suppress(aiohttp.ClientError):
+                data = await answer.read()
+                answers.append((time.monotonic(), str(answer.status).encode() + data[-400:]))
+
+    async def everyone() -> float:
+        async with aiohttp.ClientSession() as session:
+            asking = [asyncio.create_task(ask(session, stream)) for stream in (True, False)]
+            await asyncio.to_thread(server.until, lambda: server.metric("serveproof_requests_running") > 0)
+            killed = time.monotonic()
+            os.kill(server.engine_pid, signal.SIGKILL)
+            await asyncio.gather(*asking)
+            assert server.get("/health")[0] == 503
+            return killed
+
+    killed = asyncio.run(everyone())
+    assert len(answers) == 2
+    assert all(at - killed < 1 for at, _ in answers)
+    assert all(b"engine's process ended" in data for _, data in answers)
+    assert sorted(data[:3] for _, data in answers) == [b"200", b"503"]
+    server.until(server.healthy, 60)
+    assert server.metric("serveproof_engine_restarts_total") == 1
+
+    async def again() -> int:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{server.url}/v1/completions", json=body([3])) as one,
+        ):
+            return int(one.status)
+
+    assert asyncio.run(again()) == 200

@@ -1,0 +1,131 @@
+"""Routes beside OpenAI's, the key, limits, and templates that come with a download."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from serveproof.errors import UserError
+from serveproof.server.chat import ChatTemplate, load_template
+from serveproof.server.errors import ApiError
+from serveproof.server.gate import Gate
+from tests.server.conftest import Server, post, serving
+
+
+def test_tokenize_counts_a_text_and_a_conversation(served: Server) -> None:
+    assert post(f"{served.url}/tokenize", {"prompt": "w5 w6"}) == (
+        200, {"count": 2, "max_model_len": 256, "tokens": [5, 6]},
+    )  # fmt: skip
+    status, found = post(f"{served.url}/tokenize", {"messages": [{"role": "user", "content": "w5"}]})
+    assert (status, found["tokens"]) == (200, [1, 5, 3])
+    assert post(f"{served.url}/tokenize", {})[0] == 400
+
+
+def test_every_route_but_health_wants_the_key(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path, "--max-body-bytes", "2000", SERVEPROOF_API_KEY="sesame") as server:
+        body = {"model": "tiny", "prompt": "w1", "max_tokens": 2}
+        for key in ("", "sesam", "sesame!", "Bearer"):
+            status, answer = post(f"{server.url}/v1/completions", body, Authorization=f"Bearer {key}")
+            assert status == 401
+            assert answer["error"]["code"] == "invalid_api_key"
+        for path in ("/metrics", "/v1/models", "/openapi.json", "/nothing"):
+            assert server.get(path)[0] == 401, path
+        assert server.get("/health")[0] == 200
+        assert post(f"{server.url}/v1/completions", body, Authorization="Bearer sesame")[0] == 200
+        long = json.dumps(body | {"prompt": "w1 " * 1000}).encode()
+        status, answer = post(f"{server.url}/v1/completions", long, Authorization="Bearer sesame")
+        assert status == 413
+        assert "--max-body-bytes" in answer["error"]["message"]
+        # the same without a Content-Length
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=10)
+        headers = {"Authorization": "Bearer sesame", "Content-Type": "application/json"}
+        connection.request("POST", "/v1/completions", iter([long[:1500], long[1500:]]), headers, encode_chunked=True)
+        assert connection.getresponse().status == 413
+        status, answer = post(f"{server.url}/v1/completions", body, **{"X-Long": "x" * 20000})
+        assert status in (400, 431)
+
+
+def test_sigterm_lets_a_stream_end_and_takes_no_new_work(model: Path, tmp_path: Path) -> None:
+    with serving(model, tmp_path) as server:
+        got: list[str] = []
+        body = {
+            "model": "tiny",
+            "prompt": "w1",
+            "max_tokens": 250,
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": True,
+        }
+
+        def read() -> None:
+            connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            got.extend(line.decode() for line in connection.getresponse())
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        server.until(lambda: server.metric("serveproof_generation_tokens_total") > 5)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        with pytest.raises(OSError, match=r"refused|reset"):
+            post(f"{server.url}/v1/completions", body)
+        reader.join(30)
+        assert got[-2].strip() == "data: [DONE]"
+        assert len([line for line in got if line.startswith("data: {")]) == 250
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "no/such"], "no/such"),
+        (["--token-budget", "3", "--max-running", "8"], "token_budget 3 is less than a token"),
+        (["--max-model-len", "9999"], "max_model_len 9999 is more than the model's 256"),
+        (["--max-queue", "-1"], "--max-queue must be 0 or more"),
+    ],
+)
+def test_a_server_that_cannot_start_says_so_and_ends(
+    options: list[str], message: str, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(AssertionError) as caught, serving(model, tmp_path, *options):
+        pass
+    assert f"serveproof: {message}" in str(caught.value) or message in str(caught.value)
+    assert "Traceback (most recent call last)" not in (tmp_path / "server.log").read_text()
+
+
+def test_a_template_reaches_nothing_but_its_conversation() -> None:
+    for text in ("{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__ }}"):
+        with pytest.raises(ApiError):
+            ChatTemplate(text, {}).prompt([])
+
+
+def test_templates_are_found_where_models_keep_them(tmp_path: Path) -> None:
+    with pytest.raises(ApiError, match="no chat template"):
+        load_template(tmp_path).prompt([])
+    named = [{"name": "tools", "template": "t"}, {"name": "default", "template": "{{ bos_token }}d"}]
+    config = {"chat_template": named, "bos_token": {"content": "<s>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_template(tmp_path).prompt([]) == "<s>d"
+    (tmp_path / "chat_template.jinja").write_text("{% if %}")
+    with pytest.raises(UserError, match="chat template can't be read"):
+        load_template(tmp_path)
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    gate = Gate(4)
+    gate.enter(3)
+    with pytest.raises(ApiError) as caught:
+        gate.enter(2)
+    assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
+    with pytest.raises(ApiError) as never:
+        gate.enter(5)
+    assert never.value.status == 400
+    gate.leave(3)
+    gate.enter(4)
+    # three ended within ten seconds: one more takes a little over three
+    assert gate.wait_s(1) == 4
