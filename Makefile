@@ -1,4 +1,4 @@
-# make report | test | bench | lint | lock | clean | help. Each sets up what it needs.
+# make report | test | bench | slurm-check | lint | lock | clean | help. Each sets up what it needs.
 #   make report PYTHON=/path/python             the Python that .venv is made with
 #   make report PYTHON=/path/python VENV=none   use that environment as it is: install nothing
 #   make report PUBLISHED=h200                  render reports/published/h200, measure nothing
@@ -25,11 +25,11 @@ else
 endif
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: report test bench lint lock clean help
+.PHONY: report test bench slurm-check lint lock clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 report: $(READY) ## measure this machine and render reports/index.html
 ifeq ($(PUBLISHED),)
@@ -45,6 +45,9 @@ test: $(TESTS)   ## all tests, a real browser among them
 
 bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run
 	$(PY) scripts/detection_rates.py --samples results/*/pairs/*/samples.parquet
+
+slurm-check: $(READY) ## whether the SLURM cluster at hand can take a run; e.g. ARGS="--configfile config/smoke.yaml"
+	$(PY) scripts/slurm_check.py $(ARGS)
 
 lint: $(TESTS)   ## ruff, mypy, import contracts, snakefmt, snakemake --lint
 	$(PY) -m ruff check .

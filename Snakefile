@@ -10,6 +10,7 @@ include: "rules/pairs.smk"
 include: "rules/profiling.smk"
 include: "rules/quality.smk"
 include: "rules/engine.smk"
+include: "rules/distributed.smk"
 include: "rules/report.smk"
 
 
@@ -27,7 +28,10 @@ rule all:
         rules.report.input.perplexity,
         rules.report.input.ladder,
         rules.report.input.judgement,
+        rules.report.input.ranks,
 
 
+# under a second: a job of SLURM would take longer to start
 localrules:
     all,
+    judge,

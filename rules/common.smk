@@ -8,8 +8,11 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 
 from serveproof import config as settings_of
+from serveproof.cluster import slurm
+from serveproof.cluster.check import before_a_run, most_of
+from serveproof.cluster.requests import Requests, home
 from serveproof.errors import UserError
-from serveproof.hardware.key import device_count, device_of, require
+from serveproof.hardware.key import require
 from serveproof.pairs import code_files
 from serveproof.provenance import environment
 from serveproof.sources import closure
@@ -32,28 +35,53 @@ try:
 except UserError as error:
     sys.exit(f"serveproof: {error}")
 
-HARDWARE = SETTINGS.hardware
-DEVICE = device_of(HARDWARE)
-RESULTS = f"results/{HARDWARE}"
-PAIRS = sorted(SETTINGS.cases)
-THREADS = SETTINGS.threads
+MACHINES = SETTINGS.machines
+HARDWARE = list(MACHINES)
+RESULTS = "results/{hardware}"
+PAIRS = sorted(SETTINGS.cases[HARDWARE[0]])
+REQUESTS = Requests(
+    MACHINES, settings_of.read_yaml(ROOT / "config/resources.yaml"), Path("results")
+)
 # a parameter of every measuring rule: after an upgrade the figures are measured again
 ENVIRONMENT_VERSIONS = environment()
-ENVIRONMENT = "../envs/gpu.yaml" if DEVICE == "cuda" else "../envs/cpu.yaml"
+# of rules that belong to no kind of machine
+ENVIRONMENT = "../envs/cpu.yaml"
+
+
+def check_cluster():
+    """Before a run through SLURM: what a killed run left is cancelled, and what the cluster can't give is said."""
+    cluster = slurm.look()
+    for job in slurm.clear_jobs_left_behind(os.getcwd()):
+        print(
+            f"serveproof: SLURM job {job} of an earlier run cancelled", file=sys.stderr
+        )
+    REQUESTS.most.update(most_of(cluster))
+    defaults = workflow.resource_settings.default_resources or {}
+    notes = before_a_run(
+        REQUESTS.every(PAIRS, SETTINGS.values),
+        workflow.executor_settings,
+        {name: getattr(value, "raw", value) for name, value in defaults.items()},
+        cluster,
+        REQUESTS.folder,
+    )
+    print(notes, end="\n" if notes else "", file=sys.stderr)
 
 
 onstart:
     try:
         if workflow.local_exec:
-            require(HARDWARE)
+            for key in HARDWARE:
+                require(key)
         RUN_LOCK = hold_run_lock(Path(".snakemake"))
+        if workflow.executor_plugin.name == "slurm":
+            check_cluster()
     except UserError as error:
         sys.exit(f"serveproof: {error}")
 
 
 wildcard_constraints:
     pair="[a-z][a-z0-9_]*",
-    hardware="[a-z0-9_]+",
+    hardware="|".join(HARDWARE),
 
 
 def code_of(script, *more):
@@ -68,4 +96,37 @@ def kernels_of(wildcards):
 
 def cases_of(wildcards):
     """A pair's cases of the chosen tiers, as the JSON that scripts take."""
-    return json.dumps(SETTINGS.cases[wildcards.pair], sort_keys=True)
+    cases = SETTINGS.cases[wildcards.hardware][wildcards.pair]
+    return json.dumps(cases, sort_keys=True)
+
+
+def environment_of(wildcards):
+    """The conda environment of a kind of machine, where --sdm conda is given."""
+    return f"../envs/{'gpu' if MACHINES[wildcards.hardware].device == 'cuda' else 'cpu'}.yaml"
+
+
+def python_of(wildcards):
+    """The Python of a kind of machine: the submit node's own may have no torch."""
+    return MACHINES[wildcards.hardware].python
+
+
+def cpus_of(wildcards):
+    """CPUs of a job that has its machine to itself."""
+    return MACHINES[wildcards.hardware].cpus
+
+
+def pair_cpus_of(wildcards):
+    """CPUs of a job on one pair: on a CPU all of them, of several GPUs its GPU's share."""
+    return MACHINES[wildcards.hardware].pair_cpus
+
+
+def ranks_of(wildcards):
+    """Ranks a node: one a GPU. On CPUs two on one node, or one on each of several."""
+    nodes = SETTINGS.values["distributed"]["nodes"]
+    return MACHINES[wildcards.hardware].gpu_request[1] or (1 if nodes > 1 else 2)
+
+
+def expectations_of(wildcards):
+    """Absent on hardware that nobody has measured yet: every figure is then `absent`."""
+    file = f"expectations_{wildcards.hardware}.json"
+    return [file] if Path(file).exists() else []

@@ -13,19 +13,21 @@ rule ladder:
     log:
         f"{RESULTS}/logs/ladder.log",
     conda:
-        ENVIRONMENT
-    threads: THREADS
+        environment_of
+    threads: cpus_of
+    resources:
+        **REQUESTS.resources("ladder"),
     params:
-        key=HARDWARE,
+        python=python_of,
         environment=ENVIRONMENT_VERSIONS,
-        threads=THREADS,
+        threads=cpus_of,
         # auto: real weights where a minute is enough for them, on a GPU a shape that fills it
         model=lambda wildcards, input: (
             LADDER["model"]
             if LADDER["model"] != "auto"
-            else os.path.dirname(input.model_record) if DEVICE == "cpu" else "llama-1b"
+            else os.path.dirname(input.model_record) if MACHINES[wildcards.hardware].device == "cpu" else "llama-1b"
         ),
     shell:
-        "OMP_WAIT_POLICY=passive python3 scripts/inference_optimizations_blackwell.py --key {params.key:q}"
+        "OMP_WAIT_POLICY=passive {params.python:q} scripts/inference_optimizations_blackwell.py --key {wildcards.hardware:q}"
         " --model {params.model:q} --text {input.text:q} --threads {params.threads} --out {output:q} --log {log:q}"
         " > {log:q}.txt"

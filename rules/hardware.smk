@@ -9,12 +9,14 @@ rule hardware:
     log:
         f"{RESULTS}/logs/hardware.log",
     conda:
-        ENVIRONMENT
-    threads: THREADS
+        environment_of
+    threads: cpus_of
+    resources:
+        **REQUESTS.resources("hardware"),
     params:
-        key=HARDWARE,
+        python=python_of,
         environment=ENVIRONMENT_VERSIONS,
-        threads=THREADS,
+        threads=cpus_of,
     shell:
-        "python3 scripts/hardware.py --key {params.key:q} --threads {params.threads}"
+        "{params.python:q} scripts/hardware.py --key {wildcards.hardware:q} --threads {params.threads}"
         " --out {output:q} --log {log:q}"

@@ -1,7 +1,5 @@
 # Each pair: verified against its reference, then timed. A pair's status never stops the others.
 MEASURE = SETTINGS.values["measure"]
-# On a CPU a timed job takes every core. On GPUs it leases one: as many jobs run at once as there are GPUs.
-PAIR_CORES = max(1, THREADS // device_count(HARDWARE))
 
 
 rule verify_pair:
@@ -13,16 +11,18 @@ rule verify_pair:
     log:
         f"{RESULTS}/logs/verify_{{pair}}.log",
     conda:
-        ENVIRONMENT
-    threads: PAIR_CORES
+        environment_of
+    threads: pair_cpus_of
+    resources:
+        **REQUESTS.resources("verify_pair"),
     params:
-        key=HARDWARE,
+        python=python_of,
         environment=ENVIRONMENT_VERSIONS,
         cases=cases_of,
-        threads=PAIR_CORES,
+        threads=pair_cpus_of,
         seed=MEASURE["seed"],
     shell:
-        "python3 scripts/verify_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
+        "{params.python:q} scripts/verify_pair.py --key {wildcards.hardware:q} --pair {wildcards.pair:q}"
         " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
         " --out {output:q} --log {log:q}"
 
@@ -39,16 +39,18 @@ rule measure_pair:
     log:
         f"{RESULTS}/logs/measure_{{pair}}.log",
     conda:
-        ENVIRONMENT
-    threads: PAIR_CORES
+        environment_of
+    threads: pair_cpus_of
+    resources:
+        **REQUESTS.resources("measure_pair"),
     params:
         **MEASURE,
-        key=HARDWARE,
+        python=python_of,
         environment=ENVIRONMENT_VERSIONS,
         cases=cases_of,
-        threads=PAIR_CORES,
+        threads=pair_cpus_of,
     shell:
-        "python3 scripts/measure_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
+        "{params.python:q} scripts/measure_pair.py --key {wildcards.hardware:q} --pair {wildcards.pair:q}"
         " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
         " --processes {params.processes} --rounds {params.rounds}"
         " --warmup-rounds {params.warmup_rounds}"

@@ -18,19 +18,21 @@ rule profile_pair:
     log:
         f"{RESULTS}/logs/profile_{{pair}}.log",
     conda:
-        ENVIRONMENT
-    threads: PAIR_CORES
+        environment_of
+    threads: pair_cpus_of
+    resources:
+        **REQUESTS.resources("profile_pair"),
     params:
-        key=HARDWARE,
+        python=python_of,
         environment=ENVIRONMENT_VERSIONS,
         cases=cases_of,
-        threads=PAIR_CORES,
+        threads=pair_cpus_of,
         seed=MEASURE["seed"],
         mode=PROFILE["mode"],
         trace_mb=PROFILE["trace_mb"],
         nsys=NSYS,
     shell:
-        "python3 scripts/profile_pair.py --key {params.key:q} --pair {wildcards.pair:q}"
+        "{params.python:q} scripts/profile_pair.py --key {wildcards.hardware:q} --pair {wildcards.pair:q}"
         " --cases {params.cases:q} --threads {params.threads} --seed {params.seed}"
         " --profile {params.mode:q} --trace-mb {params.trace_mb} {params.nsys} --hardware {input.hardware:q}"
         " --measured {input.measured:q} --out {output.record:q} --out-traces {output.traces:q} --log {log:q}"
@@ -47,18 +49,20 @@ rule profile_decoder:
     log:
         f"{RESULTS}/logs/profile_decoder.log",
     conda:
-        ENVIRONMENT
-    threads: THREADS
+        environment_of
+    threads: cpus_of
+    resources:
+        **REQUESTS.resources("profile_decoder"),
     params:
-        key=HARDWARE,
+        python=python_of,
         environment=ENVIRONMENT_VERSIONS,
-        threads=THREADS,
+        threads=cpus_of,
         batches=DECODER["batches"],
         contexts=DECODER["contexts"],
         mode=PROFILE["mode"],
         trace_mb=PROFILE["trace_mb"],
     shell:
-        "python3 scripts/inference_profiling.py --key {params.key:q} --model {input.model:q}"
+        "{params.python:q} scripts/inference_profiling.py --key {wildcards.hardware:q} --model {input.model:q}"
         " --batch {params.batches} --context {params.contexts} --profile {params.mode:q}"
         " --trace-mb {params.trace_mb} --threads {params.threads} --hardware {input.hardware:q}"
         " --out {output.record:q} --out-traces {output.traces:q} --log {log:q} > {log:q}.txt"

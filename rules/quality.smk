@@ -2,6 +2,7 @@
 PERPLEXITY = SETTINGS.values["perplexity"]
 MODEL = "results/inputs/model"
 TEXT = "results/inputs/text.txt"
+HOME_PYTHON = home(MACHINES).python
 
 
 rule prepare_model:
@@ -16,11 +17,14 @@ rule prepare_model:
         "results/inputs/logs/prepare_model.log",
     conda:
         ENVIRONMENT
+    resources:
+        **REQUESTS.resources("prepare_model"),
     params:
+        python=HOME_PYTHON,
         source=SETTINGS.values["model"],
         folder=lambda wildcards, output: os.path.dirname(output.record),
     shell:
-        "python3 scripts/prepare_model.py --source {params.source:q} --out {params.folder:q}"
+        "{params.python:q} scripts/prepare_model.py --source {params.source:q} --out {params.folder:q}"
         " --log {log:q}"
 
 
@@ -35,10 +39,13 @@ rule prepare_text:
         "results/inputs/logs/prepare_text.log",
     conda:
         ENVIRONMENT
+    resources:
+        **REQUESTS.resources("prepare_text"),
     params:
+        python=HOME_PYTHON,
         source=SETTINGS.values["text"],
     shell:
-        "python3 scripts/prepare_text.py --source {params.source:q} --out-text {output.text:q}"
+        "{params.python:q} scripts/prepare_text.py --source {params.source:q} --out-text {output.text:q}"
         " --out-record {output.record:q} --log {log:q}"
 
 
@@ -54,12 +61,15 @@ rule tokenize_text:
         "results/inputs/logs/tokenize_text.log",
     conda:
         ENVIRONMENT
+    resources:
+        **REQUESTS.resources("tokenize_text"),
     params:
+        python=HOME_PYTHON,
         model=lambda wildcards, input: os.path.dirname(input.model_record),
         name=SETTINGS.values["text"],
         window_tokens=PERPLEXITY["window_tokens"],
     shell:
-        "python3 scripts/tokenize_text.py --model {params.model:q} --text {input.text:q}"
+        "{params.python:q} scripts/tokenize_text.py --model {params.model:q} --text {input.text:q}"
         " --name {params.name:q} --window-tokens {params.window_tokens} --out {output:q} --log {log:q}"
 
 
@@ -76,18 +86,20 @@ rule perplexity_eval:
     log:
         f"{RESULTS}/logs/perplexity_eval.log",
     conda:
-        ENVIRONMENT
-    threads: THREADS
+        environment_of
+    threads: cpus_of
+    resources:
+        **REQUESTS.resources("perplexity_eval"),
     params:
-        **PERPLEXITY,
+        **PERPLEXITY | {"tokens": lambda wildcards: SETTINGS.tokens[wildcards.hardware]},
         model=lambda wildcards, input: os.path.dirname(input.model_record),
-        key=HARDWARE,
+        python=python_of,
         environment=ENVIRONMENT_VERSIONS,
-        threads=THREADS,
+        threads=cpus_of,
     # Beside a busy neighbour, threads that spin while they wait are many times slower.
     shell:
-        "OMP_WAIT_POLICY=passive python3 scripts/perplexity_eval.py --model {params.model:q} --token-ids {input.token_ids:q}"
-        " --text-record {input.text_record:q} --key {params.key:q}"
+        "OMP_WAIT_POLICY=passive {params.python:q} scripts/perplexity_eval.py --model {params.model:q} --token-ids {input.token_ids:q}"
+        " --text-record {input.text_record:q} --key {wildcards.hardware:q}"
         " --precisions {params.precisions:q} --window-tokens {params.window_tokens}"
         " --stride-tokens {params.stride_tokens} --tokens {params.tokens}"
         " --threads {params.threads} --out-record {output.record:q}"

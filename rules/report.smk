@@ -1,13 +1,13 @@
 # Every figure held against what is expected of it, and one page that shows it.
-EXPECTATIONS = f"expectations_{HARDWARE}.json"
 
 
 rule judge:
     input:
         code=code_of("scripts/judge.py"),
-        # absent on hardware that nobody has measured yet: every figure is then `absent`
-        expectations=[EXPECTATIONS] if Path(EXPECTATIONS).exists() else [],
-        measured=expand(rules.measure_pair.output.record, pair=PAIRS),
+        expectations=expectations_of,
+        measured=expand(
+            rules.measure_pair.output.record, pair=PAIRS, allow_missing=True
+        ),
         perplexity=rules.perplexity_eval.output.record,
     output:
         f"{RESULTS}/judgement.json",
@@ -15,11 +15,12 @@ rule judge:
         f"{RESULTS}/logs/judge.log",
     conda:
         ENVIRONMENT
+    resources:
+        **REQUESTS.resources("judge"),
     params:
-        key=HARDWARE,
         max_increase_percent=SETTINGS.values["accuracy_gate"]["max_increase_percent"],
     shell:
-        "python3 scripts/judge.py --key {params.key:q} --expectations {input.expectations:q}"
+        "python3 scripts/judge.py --key {wildcards.hardware:q} --expectations {input.expectations:q}"
         " --measured {input.measured:q} --perplexity {input.perplexity:q}"
         " --max-increase-percent {params.max_increase_percent} --out {output:q} --log {log:q}"
 
@@ -28,23 +29,34 @@ rule report:
     input:
         code=code_of("scripts/report.py"),
         templates=sorted(map(str, Path("serveproof/report/templates").glob("*"))),
-        hardware=rules.hardware.output[0],
-        verified=expand(rules.verify_pair.output[0], pair=PAIRS),
-        measured=rules.judge.input.measured,
-        samples=expand(rules.measure_pair.output.samples, pair=PAIRS),
-        profiles=expand(rules.profile_pair.output.record, pair=PROFILED),
-        decoder=[rules.profile_decoder.output.record] if DECODERS else [],
-        perplexity=rules.perplexity_eval.output,
-        ladder=rules.ladder.output if LADDERS else [],
-        judgement=rules.judge.output[0],
+        hardware=expand(rules.hardware.output[0], hardware=HARDWARE),
+        verified=expand(rules.verify_pair.output[0], hardware=HARDWARE, pair=PAIRS),
+        measured=expand(rules.judge.input.measured, hardware=HARDWARE),
+        samples=expand(rules.measure_pair.output.samples, hardware=HARDWARE, pair=PAIRS),
+        profiles=expand(
+            rules.profile_pair.output.record, hardware=HARDWARE, pair=PROFILED
+        ),
+        decoder=(
+            expand(rules.profile_decoder.output.record, hardware=HARDWARE)
+            if DECODERS
+            else []
+        ),
+        perplexity=expand(rules.perplexity_eval.output, hardware=HARDWARE),
+        ladder=expand(rules.ladder.output, hardware=HARDWARE) if LADDERS else [],
+        judgement=expand(rules.judge.output[0], hardware=HARDWARE),
+        ranks=expand(rules.inference_serving_multigpu.output[0], hardware=RANKED),
     output:
         "reports/index.html",
     log:
         "reports/logs/report.log",
     conda:
         ENVIRONMENT
+    resources:
+        **REQUESTS.resources("report"),
     params:
-        results=lambda wildcards, input: os.path.dirname(input.hardware),
+        results=lambda wildcards, input: [
+            os.path.dirname(path) for path in input.hardware
+        ],
         pairs=PAIRS,
     shell:
         "python3 scripts/report.py --results {params.results:q} --pairs {params.pairs:q} --out {output:q} --log {log:q}"

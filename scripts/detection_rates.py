@@ -14,6 +14,7 @@ from tabulate import tabulate
 from serveproof import script
 from serveproof.bench import detection
 from serveproof.errors import UserError
+from serveproof.hardware.key import device_of
 
 VERDICTS = ("regressed", "inconclusive", "met", "too_good")
 
@@ -28,7 +29,7 @@ def work(arguments: argparse.Namespace) -> None:
         hardware, pair = path.parts[-4], path.parts[-2]
         samples = pl.read_parquet(path)
         for case in samples["case"].unique(maintain_order=True):
-            device = "cpu" if hardware == "cpu" else "cuda"
+            device = device_of(hardware)
             for slowdown, counts in detection.rates(samples, case, device, arguments.runs).items():
                 shares = [f"{100 * counts[name] / arguments.runs:.1f}" for name in VERDICTS]
                 rows.append((hardware, f"{pair}/{case}", f"{100 * slowdown:.0f} %", *shares))

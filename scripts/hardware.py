@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from serveproof import script
+from serveproof.cluster.usage import placement
 from serveproof.hardware import ceilings, clocks
 from serveproof.hardware.key import device_of, driver_version, require
 from serveproof.hardware.lease import lease
@@ -56,6 +57,7 @@ def work(arguments: argparse.Namespace) -> None:
             cpu_clock_mhz=frequency.current if frequency else None,
             pressure_some_avg10_percent=pressure,
             ceilings=measured,
+            placement=placement(),
             date_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         ),
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from serveproof import pairs, script
 from serveproof.bench import measure
 from serveproof.bench.job import Case, Job, add_options
+from serveproof.cluster.usage import placement
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
 from serveproof.provenance import collect
@@ -81,6 +82,7 @@ def work(arguments: argparse.Namespace) -> None:
             summary=pairs.summary(arguments.pair),
             cases=[record for case in arguments.cases if (record := records[case.case]) is not None],
             provenance=collect(pairs.ROOT),
+            placement=placement(),
         ),
     )
 

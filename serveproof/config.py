@@ -16,7 +16,7 @@ import yaml
 
 from serveproof import pairs
 from serveproof.errors import UserError
-from serveproof.hardware import key
+from serveproof.hardware.machines import Machine, machines_of
 
 # A minute on two CPU cores, seconds on a GPU; what decides a gate of 2 % takes tens of thousands of tokens.
 AUTO_TOKENS = {"cpu": 11008, "cuda": 131072}
@@ -25,11 +25,14 @@ AUTO_TIERS = {"cpu": ("cpu",), "cuda": ("gpu", "reference")}
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run is to do. cases: pair -> list of {case, tier, axes, tolerance_eps}."""
+    """What one run is to do, on one kind of machine or on several.
 
-    hardware: str
-    threads: int
-    cases: dict[str, list[dict[str, Any]]]
+    machines, tokens: by hardware key. cases: hardware key -> pair -> list of {case, tier, axes, tolerance_eps}.
+    """
+
+    machines: dict[str, Machine]
+    cases: dict[str, dict[str, list[dict[str, Any]]]]
+    tokens: dict[str, int]
     values: dict[str, Any]
 
 
@@ -84,6 +87,16 @@ def _with_numbers(value: Any) -> Any:
     return value
 
 
+def _with_counts(machines: dict[str, Any]) -> dict[str, Any]:
+    """The same for a mapping of machines, where only a count is a number: an account may be all digits."""
+    return {
+        key: {name: _with_numbers(value) if name in ("cpus", "gpu") else value for name, value in entry.items()}
+        if isinstance(entry, dict)
+        else entry
+        for key, entry in machines.items()
+    }
+
+
 def _checked_path(config: dict[str, Any], name: str) -> str:
     """`default`, or a path that exists, with its ~ resolved: the shell of a job would not."""
     if config[name] == "default":
@@ -94,14 +107,14 @@ def _checked_path(config: dict[str, Any], name: str) -> str:
     return str(path)
 
 
-def _check_windows(windows: dict[str, Any], text: str) -> None:
+def _check_windows(windows: dict[str, Any], tokens: int, text: str) -> None:
     """What can't make two windows, seen before anything runs: a text's tokens have a byte each, or more."""
     window = windows["window_tokens"]
     if windows["stride_tokens"] >= window:
         raise UserError(
             "config/config.yaml: key 'perplexity.stride_tokens': must be less than perplexity.window_tokens"
         )
-    if windows["tokens"] <= window:
+    if tokens <= window:
         raise UserError("config/config.yaml: key 'perplexity.tokens': must be more than perplexity.window_tokens")
     if text == "default":
         return
@@ -133,6 +146,8 @@ def resolve(config: dict[str, Any], root: Path = pairs.ROOT, cores: int | None =
     cores: what Snakemake was given; None when it is not known (a command line without --cores).
     """
     nested = {key: _with_numbers(value) for key, value in config.items() if isinstance(value, dict)}
+    if isinstance(config.get("hardware"), dict):
+        nested["hardware"] = _with_counts(config["hardware"])
     config = {**config, **nested}
     validate(config, root / "config/config.schema.yaml", "config/config.yaml")
     workloads = read_yaml(root / "config/workloads.yaml") or {}
@@ -140,18 +155,24 @@ def resolve(config: dict[str, Any], root: Path = pairs.ROOT, cores: int | None =
     if cores == 0:
         raise UserError("--cores 0: nothing can run on no cores; use `--cores all`, or a number from 1 up")
     config |= {name: _checked_path(config, name) for name in ("model", "text")}
-    hardware = key.detect() if config["hardware"] == "auto" else config["hardware"]
-    if config["perplexity"]["tokens"] == "auto":
-        config["perplexity"] |= {"tokens": AUTO_TOKENS[key.device_of(hardware)]}
-    _check_windows(config["perplexity"], config["text"])
-    tiers = AUTO_TIERS[key.device_of(hardware)] if config["tiers"] == "auto" else tuple(config["tiers"])
+    threads = (cores or 1) if config["threads"] == "all" else config["threads"]
+    machines = machines_of(config["hardware"], threads)
+    wanted = config["perplexity"]["tokens"]
+    tokens = {key: AUTO_TOKENS[one.device] if wanted == "auto" else wanted for key, one in machines.items()}
+    _check_windows(config["perplexity"], min(tokens.values()), config["text"])
+    names = _chosen_pairs(config["pairs"], workloads, root)
+    cases = {key: _cases(config["tiers"], one.device, names, workloads) for key, one in machines.items()}
+    return Settings(machines=machines, cases=cases, tokens=tokens, values=config)
+
+
+def _cases(tiers: Any, device: str, names: list[str], workloads: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The cases of every pair on one device; `tiers: auto` follows the device."""
+    chosen = AUTO_TIERS[device] if tiers == "auto" else tuple(tiers)
     cases = {
-        name: [{"tier": tier, **case} for tier in tiers for case in workloads[name].get(tier, [])]
-        for name in _chosen_pairs(config["pairs"], workloads, root)
+        name: [{"tier": tier, **case} for tier in chosen for case in workloads[name].get(tier, [])] for name in names
     }
     for name, entries in cases.items():
         seen = [case["case"] for case in entries]
         if len(set(seen)) != len(seen):
             raise UserError(f"config/workloads.yaml: pair '{name}' has two cases of one name; rename one")
-    threads = (cores or 1) if config["threads"] == "all" else config["threads"]
-    return Settings(hardware=hardware, threads=threads, cases=cases, values=config)
+    return cases

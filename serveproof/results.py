@@ -57,6 +57,19 @@ class Provenance(Record):
     date_utc: str
 
 
+class Placement(Record):
+    """Where SLURM ran a job, as SLURM itself says. alone: what it had to itself: its node, its GPUs, or nothing."""
+
+    job_id: str
+    node: str
+    partition: str
+    cpus: int
+    gpus: int
+    memory_bytes: int | None
+    limit_minutes: int | None
+    alone: Literal["node", "gpu", "none", "unknown"]
+
+
 # --- hardware ---------------------------------------------------------------------------------------------------
 
 
@@ -102,6 +115,7 @@ class HardwareRecord(Record):
     pressure_some_avg10_percent: float | None
     ceilings: Ceilings
     date_utc: str
+    placement: Placement | None = None
 
 
 # --- pairs ------------------------------------------------------------------------------------------------------
@@ -233,6 +247,7 @@ class MeasureRecord(Record):
     summary: str
     cases: list[MeasureCase]
     provenance: Provenance
+    placement: Placement | None = None
 
 
 # --- accuracy ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from serveproof.cluster import usage
 from serveproof.errors import UserError
 
 T = TypeVar("T")
@@ -33,12 +35,18 @@ def engine_parser(description: str, dtypes: Iterable[str], dtype: str) -> argpar
 
 
 def run(work: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
-    """Do the work. A UserError is one line and exit code 2; anything else is a bug, with its traceback and code 1."""
+    """Do the work and note what it used, beside the log.
+
+    A UserError is one line and exit code 2; anything else is a bug, with its traceback and code 1.
+    """
     if arguments.log:
         arguments.log.parent.mkdir(parents=True, exist_ok=True)
         arguments.log.write_text("")
+    started = time.monotonic()
     try:
         work(arguments)
+        if arguments.log:
+            usage.note(arguments.log, time.monotonic() - started)
     except UserError as error:
         say(arguments.log, f"serveproof: {error}")
         raise SystemExit(2) from None

@@ -26,17 +26,66 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return made
 
 
+def tiers(found: config.Settings, key: str) -> set[str]:
+    return {case["tier"] for cases in found.cases[key].values() for case in cases}
+
+
 def test_the_shipped_settings_are_good() -> None:
     found = config.resolve(GOOD | {"hardware": "cpu"}, cores=3)
-    assert found.threads == 3
-    assert {case["tier"] for cases in found.cases.values() for case in cases} == {"cpu"}
-    assert found.values["perplexity"]["tokens"] == config.AUTO_TOKENS["cpu"]
+    assert (found.machines["cpu"].cpus, found.machines["cpu"].pair_cpus) == (3, 3)
+    assert tiers(found, "cpu") == {"cpu"}
+    assert found.tokens == {"cpu": config.AUTO_TOKENS["cpu"]}
 
 
 def test_autos_follow_the_hardware_named() -> None:
-    found = config.resolve(GOOD | {"hardware": "2x_h200"})
-    assert {case["tier"] for cases in found.cases.values() for case in cases} == {"gpu", "reference"}
-    assert found.values["perplexity"]["tokens"] == config.AUTO_TOKENS["cuda"]
+    found = config.resolve(GOOD | {"hardware": "2x_h200"}, cores=8)
+    assert tiers(found, "2x_h200") == {"gpu", "reference"}
+    assert found.tokens == {"2x_h200": config.AUTO_TOKENS["cuda"]}
+    machine = found.machines["2x_h200"]
+    assert (machine.cpus, machine.pair_cpus, machine.gpu_request) == (8, 4, ("", 2))
+
+
+def test_several_kinds_of_machine_each_have_their_own(tmp_path: Path) -> None:
+    wanted = {
+        "cpu_epyc": {"partition": "long", "cpus": 64, "account": "0815"},
+        "h200": {"partition": "gpu", "cpus": "16", "gpu": 1, "gpu_model": "h200", "exclusive": "node"},
+        "2x_b200": {"partition": "gpu", "cpus": 32, "gres": "gpu:b200:2"},
+        "2x_h100": {"partition": "gpu", "cpus": 32, "gres": "gpu:2"},
+    }
+    found = config.resolve(GOOD | {"hardware": wanted})
+    assert list(found.machines) == ["cpu_epyc", "h200", "2x_b200", "2x_h100"]
+    assert [one.gpu_request for one in found.machines.values()] == [("", 0), ("h200", 1), ("b200", 2), ("", 2)]
+    assert [one.alone for one in found.machines.values()] == ["node", "node", "gpu", "gpu"]
+    assert [one.cpus for one in found.machines.values()] == [64, 16, 32, 32]
+    assert found.machines["cpu_epyc"].account == "0815"
+    assert tiers(found, "cpu_epyc") == {"cpu"}
+    assert tiers(found, "2x_b200") == {"gpu", "reference"}
+    assert found.tokens["h200"] != found.tokens["cpu_epyc"]
+
+
+@pytest.mark.parametrize(
+    ("machines", "message"),
+    [
+        ({}, "key 'hardware'"),
+        ({"cpu": {"cpus": 2}}, "'partition' is a required property"),
+        ({"cpu": {"partition": "a", "cpu": 2}}, r"unknown key 'hardware.cpu.cpu'; did you mean 'cpus'\?"),
+        ({"cpu": {"partition": "a", "cpus": 2, "gpu": 1}}, "'hardware.cpu.gpu': a machine 'cpu' is a CPU"),
+        ({"cpu": {"partition": "a", "cpus": 2, "exclusive": "gpu"}}, "'cpu' has no GPU to have alone"),
+        ({"h200": {"partition": "a", "cpus": 2}}, "asks for GPUs by `gpu: 1` or by `gres: gpu:1`, and neither"),
+        ({"h200": {"partition": "a", "cpus": 2, "gpu": 1, "gres": "gpu:1"}}, "both are given"),
+        ({"h200": {"partition": "a", "cpus": 2, "gres": "gpu:1", "gpu_model": "x"}}, "with `gres` write the model"),
+        (
+            {"2x_h200": {"partition": "a", "cpus": 2, "gres": "gpu"}},
+            "asks for 1 GPUs and the key '2x_h200' stands",
+        ),
+        ({"h200": {"partition": "a", "cpus": 2, "gres": "mps:1"}}, "hardware.h200.gres"),
+        ({"auto": {"partition": "a", "cpus": 2}}, "'auto' does not match"),
+    ],
+)
+def test_a_bad_machine_is_one_line(machines: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        config.resolve(GOOD | {"hardware": machines})
+    assert str(caught.value).startswith("config/config.yaml")
 
 
 def test_smoke_overrides_only_known_keys() -> None:

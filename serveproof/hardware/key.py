@@ -98,8 +98,11 @@ def detect() -> str:
 
 
 def device_of(key: str) -> str:
-    """`cpu` or `cuda`: what torch calls the device that this key stands for."""
-    return "cpu" if key == "cpu" else "cuda"
+    """`cpu` or `cuda`: what torch calls the device that this key stands for.
+
+    A CPU's key is `cpu`, or cpu_NAME where one run measures several kinds of CPU: the name is the user's.
+    """
+    return "cpu" if key == "cpu" or key.startswith("cpu_") else "cuda"
 
 
 def device_count(key: str) -> int:
@@ -111,10 +114,12 @@ def device_count(key: str) -> int:
 def require(key: str) -> None:
     """A UserError when this machine is not what `key` says: results never carry another machine's name.
 
-    `cpu` is every machine's: a GPU beside it is not used.
+    A CPU's key is every machine's: a GPU beside it is not used.
     """
+    if device_of(key) == "cpu":
+        return
     here = detect()
-    if key not in ("cpu", here):
+    if key != here:
         raise UserError(
             f"hardware: the run is for '{key}' but this machine is '{here}'; set `hardware: auto` in "
             f"config/config.yaml, or run on a machine that has it"

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from serveproof import results
+from serveproof.cluster.usage import JobUsage, usages
 from serveproof.errors import UserError
 from serveproof.profile_records import DecoderProfileRecord, ProfileRecord
 from serveproof.results import HardwareRecord, Judgement, MeasureCase, MeasureRecord, PerplexityRecord, VerifyRecord
@@ -60,6 +61,7 @@ class Machine:
     ladders: list[LadderRecord] = field(default_factory=list)
     loads: list[EngineRecord] = field(default_factory=list)
     absent: list[Absent] = field(default_factory=list)
+    jobs: list[JobUsage] = field(default_factory=list)
 
 
 def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
@@ -96,6 +98,7 @@ def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
         ladders=ladders,
         loads=loads,
         absent=absent,
+        jobs=usages(folder / "logs"),
     )
 
 

@@ -18,9 +18,20 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from serveproof.report import accuracy_charts, charts, engine_charts, numbers, pair_charts, profile_view, summary, words
+from serveproof.report import (
+    accuracy_charts,
+    charts,
+    engine_charts,
+    jobs,
+    numbers,
+    pair_charts,
+    profile_view,
+    summary,
+    words,
+)
 from serveproof.report.charts import Chart
 from serveproof.report.data import Machine, PairResults
+from serveproof.report.jobs import JobRow
 from serveproof.report.profile_view import CaseView, ProfileView
 from serveproof.report.summary import CaseRow, Headline
 from serveproof.results import MeasureCase, Metric, Provenance, Verdict, VerifyRecord
@@ -92,6 +103,7 @@ class MachineView:
     decoder: list[CaseView]
     ladders: list[LadderView]
     injected_percent: float
+    jobs: list[JobRow]
 
 
 def view_pair(machine: Machine, pair: PairResults) -> PairView:
@@ -174,6 +186,7 @@ def view_machine(machine: Machine, number: int) -> MachineView:
             (row.measured.timing.injected_slowdown_percent for row in rows if row.measured and row.measured.timing),
             default=0.0,
         ),
+        jobs=jobs.job_rows(machine.jobs),
     )
 
 
@@ -181,8 +194,10 @@ def render(machines: Sequence[Machine], provenance: Provenance) -> str:
     """The whole page as text."""
     library, page = drawing_library(), _asset("page.js")
     template = _environment().get_template("page.html.j2")
+    views = [view_machine(machine, number) for number, machine in enumerate(machines)]
     return template.render(
-        machines=[view_machine(machine, number) for number, machine in enumerate(machines)],
+        machines=views,
+        beside=jobs.beside([view.rows for view in views]) if len(views) > 1 else [],
         provenance=provenance,
         rule=summary.RULE,
         config=charts.theme(),
@@ -237,6 +252,7 @@ def _environment() -> jinja2.Environment:
         bounds=numbers.bounds,
         timing_rows=words.timing_rows,
         machine_rows=words.machine_rows,
+        placed=jobs.placed,
         ceiling_rows=words.ceiling_rows,
     )
     return environment

@@ -73,7 +73,7 @@ class Checkout:
         assert done.returncode == 0, done.stdout
         jobs = []
         for name, body in re.findall(r"^(?:local)?rule (\w+):\n((?:[ ].*\n)+)", done.stdout, re.M):
-            pair = re.search(r"wildcards: pair=(\w+)$", body, re.M)
+            pair = re.search(r"wildcards: .*\bpair=(\w+)$", body, re.M)
             jobs.append(f"{name} {pair[1]}" if pair else name)
         return sorted(jobs)
 

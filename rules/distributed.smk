@@ -1,0 +1,37 @@
+# The engine over every GPU of a machine, or of several nodes of a cluster.
+DISTRIBUTED = SETTINGS.values["distributed"]
+RANKED = HARDWARE if DISTRIBUTED["model"] != "none" else []
+NODES = DISTRIBUTED["nodes"]
+
+
+rule inference_serving_multigpu:
+    input:
+        code=code_of("scripts/inference_serving_multigpu.py", "scripts/start_ranks.py"),
+        hardware=rules.hardware.output[0],
+        model=[] if DISTRIBUTED["model"] == "none" else [DISTRIBUTED["model"]],
+    output:
+        f"{RESULTS}/tensor_parallel.json",
+    log:
+        f"{RESULTS}/logs/inference_serving_multigpu.log",
+    conda:
+        environment_of
+    threads: cpus_of
+    resources:
+        **REQUESTS.resources("inference_serving_multigpu", NODES),
+    params:
+        environment=ENVIRONMENT_VERSIONS,
+        # One task a node; torchrun starts the ranks of its own. All is said: the plugin clears what srun would inherit.
+        srun=lambda wildcards: (
+            f"srun --nodes={NODES} --ntasks={NODES} --cpus-per-task={cpus_of(wildcards)}"
+            " --kill-on-bad-exit=1"
+            if NODES > 1
+            else ""
+        ),
+        nodes=NODES,
+        ranks=ranks_of,
+        python=python_of,
+        threads=cpus_of,
+    shell:
+        "{params.srun} {params.python:q} scripts/start_ranks.py --nodes {params.nodes} --ranks {params.ranks}"
+        " scripts/inference_serving_multigpu.py --key {wildcards.hardware:q} --model {input.model:q}"
+        " --threads {params.threads} --check --out {output:q} --log {log:q}"

@@ -1,0 +1,62 @@
+"""Start a script's ranks with torchrun: on this machine, or as one node of several under srun.
+
+start_ranks.py --nodes N --ranks R script.py arguments...: R ranks a node. With one node torchrun meets itself on this
+machine. With several, srun starts this once a node, and SLURM's variables say which node this is (SLURM_NODEID) and
+where the first one is: the job's srun runs on the job's first node, whose address every task is told
+(SLURM_LAUNCH_NODE_IPADDR). The port follows from the job's id, so that two jobs on a node don't meet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+
+from serveproof import script
+from serveproof.errors import UserError
+
+# below the ports that Linux hands out by itself (32768 up), above the ones that services are given
+FIRST_PORT, PORTS = 20000, 12000
+NEEDED = ("SLURM_JOB_ID", "SLURM_NODEID", "SLURM_NNODES", "SLURM_LAUNCH_NODE_IPADDR")
+
+
+def rendezvous(nodes: int, ranks: int, variables: Mapping[str, str]) -> list[str]:
+    """torchrun's options. UserError where several nodes are wanted and srun did not start them."""
+    if nodes == 1:
+        return ["--standalone", f"--nproc-per-node={ranks}"]
+    missing = [name for name in NEEDED if name not in variables]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)}: not set, so srun did not start this; {nodes} nodes are a SLURM job: "
+            f"set distributed.nodes to 1 in config/config.yaml, or run with --profile profiles/slurm"
+        )
+    if int(variables["SLURM_NNODES"]) != nodes:
+        raise UserError(f"SLURM_NNODES: SLURM gave {variables['SLURM_NNODES']} nodes, and the run is for {nodes}")
+    return [
+        f"--nnodes={nodes}",
+        f"--node-rank={variables['SLURM_NODEID']}",
+        f"--nproc-per-node={ranks}",
+        f"--master-addr={variables['SLURM_LAUNCH_NODE_IPADDR']}",
+        f"--master-port={FIRST_PORT + int(variables['SLURM_JOB_ID']) % PORTS}",
+    ]
+
+
+def work(arguments: argparse.Namespace) -> None:
+    options = rendezvous(arguments.nodes, arguments.ranks, os.environ)
+    # behind `--`, or torchrun takes the script's --log for an abbreviation of its own options
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "--", *arguments.command]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)  # noqa: S606 - no shell wanted
+
+
+def main() -> None:
+    parser = script.parser(__doc__ or "")
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--ranks", type=int, required=True, help="ranks a node")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="the script and its arguments")
+    script.run(work, parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
