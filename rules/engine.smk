@@ -25,7 +25,11 @@ rule ladder:
         model=lambda wildcards, input: (
             LADDER["model"]
             if LADDER["model"] != "auto"
-            else os.path.dirname(input.model_record) if MACHINES[wildcards.hardware].device == "cpu" else "llama-1b"
+            else (
+                os.path.dirname(input.model_record)
+                if MACHINES[wildcards.hardware].device == "cpu"
+                else "llama-1b"
+            )
         ),
     shell:
         "OMP_WAIT_POLICY=passive {params.python:q} scripts/inference_optimizations_blackwell.py --key {wildcards.hardware:q}"
