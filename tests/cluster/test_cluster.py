@@ -212,10 +212,15 @@ def test_every_rule_has_its_measured_needs() -> None:
     values = {
         "profile": {"mode": "minimal", "decoder": {"model": "x"}},
         "distributed": {"model": "x", "nodes": 2},
+        "ladder": {"model": "auto"},
     }
     needs = requests.every(["flash_sdp"], values)
     assert {one.rule for one in needs} == set(TABLE["cpu"])
     assert {one.nodes for one in needs if one.rule == "inference_serving_multigpu"} == {2}
-    values = {"profile": {"mode": "none", "decoder": {"model": "x"}}, "distributed": {"model": "none", "nodes": 1}}
+    values = {
+        "profile": {"mode": "none", "decoder": {"model": "x"}},
+        "distributed": {"model": "none", "nodes": 1},
+        "ladder": {"model": "none"},
+    }
     left = {one.rule for one in requests.every(["flash_sdp"], values)}
-    assert not left & {"profile_pair", "profile_decoder", "inference_serving_multigpu"}
+    assert not left & {"profile_pair", "profile_decoder", "inference_serving_multigpu", "ladder"}

@@ -98,7 +98,7 @@ def error_line(done: Done) -> str:
 
 def modified(folder: Path) -> dict[str, int]:
     """When each file was last written; a log says that something ran, and is no result."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".log")
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "logs")
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
