@@ -29,7 +29,8 @@ class Settings:
     """How to serve. weights: int8, int4 (cpu) or fp8 (cuda), or None for dtype's. fused, graphs: on CUDA only.
 
     blocks None: on CUDA as many as memory_share of the free memory holds, on a CPU enough for
-    max_running sequences of max_model_len tokens. max_model_len None: the model's."""
+    max_running sequences of max_model_len tokens. max_model_len None: the model's. overlap None: on CUDA, where a step
+    is launched and not waited for; on a CPU it would only hold every token back by a step."""
 
     dtype: str = "bf16"
     weights: str | None = None
@@ -46,7 +47,7 @@ class Settings:
     drafts: int = 0
     policy: str = "first_come"
     prefix_caching: bool = True
-    overlap: bool = True
+    overlap: bool | None = None
     compile_block: bool = False
     fused: bool = True
     graphs: bool = True
@@ -113,9 +114,10 @@ def start_with(
             from serveproof.engine.mixed_graphs import capture_mixed
 
             runner.mixed_graphs = capture_mixed(runner, settings.token_budget, say)
+    overlap = on_cuda if settings.overlap is None else settings.overlap
     manager = BlockManager(blocks, settings.page_size, settings.host_blocks, settings.prefix_caching)
     return Engine(
-        runner, manager, limits, settings.policy, model.config.eos_token_ids, tokenizer, overlap=settings.overlap
+        runner, manager, limits, settings.policy, model.config.eos_token_ids, tokenizer, overlap=overlap
     )
 
 

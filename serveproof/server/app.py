@@ -10,7 +10,7 @@ import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from serveproof.errors import UserError
 from serveproof.server import prepare
@@ -134,7 +134,7 @@ def make_app(model: Model, client: EngineClient, gate: Gate, metrics: EngineMetr
             raise ApiError(503, client.problem, headers={"Retry-After": "1"})
         return json_answer({"status": "ok"})
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def page() -> Response:
         """For Prometheus."""
         metrics.put("serveproof_engine_up", 0 if client.problem else 1)
@@ -161,19 +161,22 @@ def make_app(model: Model, client: EngineClient, gate: Gate, metrics: EngineMetr
     async def http_error(_: Request, error: HTTPException) -> Response:
         return refuse(ApiError(error.status_code, str(error.detail), headers=error.headers))
 
-    _say_400_for_422(app)
+    _document(app, model)
     return app
 
 
-def _say_400_for_422(app: FastAPI) -> None:
-    """FastAPI documents 422 for a body that is not valid; OpenAI's servers, and this one, answer 400."""
+def _document(app: FastAPI, model: Model) -> None:
+    """Two things that FastAPI does not know: a body that is not valid gets 400, as from OpenAI, not 422; and which
+    model there is."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
-        schema = made()
+        schema: dict[str, Any] = made()
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
+        for name in ("CompletionRequest", "ChatRequest"):
+            schema["components"]["schemas"][name]["properties"]["model"] = {"type": "string", "enum": [model.name]}
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

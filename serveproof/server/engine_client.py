@@ -67,7 +67,7 @@ class Answer:
             self.arrived.clear()
             if found:
                 yield found
-            if not self.open:
+            if not self.open and not self.arrived:  # more may have come while these were written
                 return
 
 

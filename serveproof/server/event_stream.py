@@ -50,7 +50,8 @@ class EventStream(Response):
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send the head, then each piece as it comes."""
+        """Send the head, then each piece as it comes. scope is part of ASGI's signature."""
+        del scope
 
         async def write() -> None:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

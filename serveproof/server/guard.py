@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from serveproof.server.errors import ApiError
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 MOST_HEADER_BYTES, BODY_LIMIT_S = 16 * 1024, 30.0
 OPEN_ROUTES = ("/health",)
 
@@ -23,7 +23,7 @@ class Guard:
         self.app, self.most_body_bytes, self.refused = app, most_body_bytes, refused
         self.key = api_key.encode()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -41,7 +41,7 @@ class Guard:
             return
         given = False
 
-        async def replayed() -> dict[str, Any]:
+        async def replayed() -> Message:
             nonlocal given
             if not given:
                 given = True
@@ -50,7 +50,7 @@ class Guard:
 
         await self.app(scope, replayed, send)
 
-    def _check_headers(self, scope: Scope) -> None:
+    def _check_headers(self, scope: Message) -> None:
         headers = scope["headers"]
         if sum(len(name) + len(value) for name, value in headers) > MOST_HEADER_BYTES:
             raise ApiError(431, f"the headers are more than {MOST_HEADER_BYTES} bytes")
@@ -65,7 +65,8 @@ class Guard:
                 raise self._too_large()
 
     async def _body(self, receive: Receive) -> bytes:
-        parts, size = [], 0
+        parts: list[bytes] = []
+        size = 0
         while True:
             message = await receive()
             if message["type"] != "http.request":

@@ -130,7 +130,7 @@ def adds(request: Generation, prompts: list[list[int]], params: SamplingParams, 
         said = f"n: {len(prompts)} prompts with {request.n} choices each are more than {MOST_CHOICES} together"
         raise ApiError(400, said, "n")
     tenant = check_text(request.user or "default", "user")
-    found = []
+    found: list[Add] = []
     for prompt in prompts:
         for choice in range(request.n):
             seed = params.seed if params.seed is None or choice == 0 else (params.seed + choice) & (2**63 - 1)

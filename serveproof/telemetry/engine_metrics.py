@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import Metric
@@ -81,14 +82,14 @@ class EngineMetrics:
 
     def __init__(self, model: str) -> None:
         self.registry, self.model = CollectorRegistry(), model
-        self._made = {}
+        self._made: dict[str, Any] = {}
         parents = []
         for name, one in METRICS.items():
-            more = {"buckets": one.buckets} if one.buckets else {}
-            made = one.kind(name, one.help, ("model_name", *one.labels), registry=self.registry, **more)  # type: ignore[arg-type]
+            more: Any = {"buckets": one.buckets} if one.buckets else {}
+            made = one.kind(name, one.help, ("model_name", *one.labels), registry=self.registry, **more)
             self._made[name] = made if one.labels else made.labels(model)
             parents.append(made)
-        self.registry.register(_UnderVllmsNames(parents))  # type: ignore[arg-type]
+        self.registry.register(_UnderVllmsNames(parents))
         self._counted: dict[str, int] = {}
 
     def add(self, name: str, amount: float = 1, *labels: str) -> None:

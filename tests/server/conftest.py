@@ -29,7 +29,8 @@ pytest.importorskip("fastapi")
 VOCABULARY, LONGEST = 97, 256
 TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
-    "{{ 'w1 ' if message.role == 'user' else 'w2 ' }}{{ message.content }} {% endfor %}{% if add_generation_prompt %}w3{% endif %}"
+    "{{ 'w1 ' if message.role == 'user' else 'w2 ' }}{{ message.content }} {% endfor %}"
+    "{% if add_generation_prompt %}w3{% endif %}"
 )
 
 
