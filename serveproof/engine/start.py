@@ -116,9 +116,7 @@ def start_with(
             runner.mixed_graphs = capture_mixed(runner, settings.token_budget, say)
     overlap = on_cuda if settings.overlap is None else settings.overlap
     manager = BlockManager(blocks, settings.page_size, settings.host_blocks, settings.prefix_caching)
-    return Engine(
-        runner, manager, limits, settings.policy, model.config.eos_token_ids, tokenizer, overlap=overlap
-    )
+    return Engine(runner, manager, limits, settings.policy, model.config.eos_token_ids, tokenizer, overlap=overlap)
 
 
 def _blocks(model: Llama, settings: Settings, longest: int, dtype: torch.dtype) -> int:

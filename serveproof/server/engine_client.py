@@ -9,17 +9,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import socket
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
-import zmq
-import zmq.asyncio
 
 from serveproof.engine.engine import Output, Snapshot
+from serveproof.server.frames import framed, read_frame
 from serveproof.server.wire import Abort, Add, Batch, Failed, FromEngine, Job, Ready
 
 RESTART_WAIT_S = 1.0
@@ -83,9 +82,7 @@ class EngineClient:
         self.snapshot: Snapshot | None = None
         self.heard_s = time.monotonic()
         self.restarts = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="serveproof-server-")
-        self._context = zmq.asyncio.Context()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
 
@@ -117,14 +114,10 @@ class EngineClient:
         if self._process and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
-        if self._socket:
-            self._socket.close(linger=0)
-        self._context.term()
-        self._folder.cleanup()
 
     def submit(self, requests: Sequence[Add]) -> Answer:
         """Send requests; their outputs go to one Answer. EngineGone when there is no engine."""
-        if self._socket is None or self.ready is None:
+        if self._writer is None or self.ready is None:
             raise EngineGone(self.problem or "the engine is starting")
         answer = Answer([one.request_id for one in requests])
         for one in requests:
@@ -135,13 +128,12 @@ class EngineClient:
     def forget(self, answer: Answer) -> None:
         """Abort what of an answer is still open; of one that is whole, nothing."""
         still = [request_id for request_id in answer.open if self.answers.pop(request_id, None)]
-        if still and self._socket is not None and answer.fault is None:
+        if still and self._writer is not None and answer.fault is None:
             self._send(Abort(still))
 
     def _send(self, message: Add | Abort) -> None:
-        assert self._socket is not None  # noqa: S101 (told to mypy)
-        # The queue has no limit, so a future that waits is never made: the call returns at once.
-        self._socket.send(_ENCODE(message), zmq.DONTWAIT)
+        assert self._writer is not None  # noqa: S101 (told to mypy)
+        self._writer.write(framed(_ENCODE(message)))
 
     async def _keep(self) -> None:
         while True:
@@ -159,35 +151,33 @@ class EngineClient:
     async def _run_once(self) -> None:
         """One life of the engine's process."""
         self.ready, self.snapshot = None, None
-        self._socket = self._context.socket(zmq.PAIR)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        address = f"ipc://{self._folder.name}/engine-{self.restarts}"
-        self._socket.bind(address)
+        own, engines = socket.socketpair()
         job = base64.b64encode(msgspec.json.encode(self.job)).decode()
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "serveproof.server.engine_process", address, job
-        )
-        listener = asyncio.create_task(self._listen(self._socket))
+        with engines:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "serveproof.server.engine_process", str(engines.fileno()), job,
+                pass_fds=(engines.fileno(),),
+            )  # fmt: skip
+        reader, self._writer = await asyncio.open_connection(sock=own)
         try:
+            # the engine's end closes with its process
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    self._heard(_DECODER.decode(await read_frame(reader)))
             await self._process.wait()
         finally:
-            await asyncio.sleep(0.05)  # its last word, if it had one
-            listener.cancel()
             self.ready = None
-            socket, self._socket = self._socket, None
-            socket.close(linger=0)
+            writer, self._writer = self._writer, None
+            writer.close()
 
-    async def _listen(self, socket: zmq.asyncio.Socket) -> None:
-        while True:
-            message = _DECODER.decode(await socket.recv())
-            self.heard_s = time.monotonic()
-            if isinstance(message, Batch):
-                self._hand_out(message)
-            elif isinstance(message, Ready):
-                self.ready = message
-            elif isinstance(message, Failed):
-                self.failed = message.reason
+    def _heard(self, message: FromEngine) -> None:
+        self.heard_s = time.monotonic()
+        if isinstance(message, Batch):
+            self._hand_out(message)
+        elif isinstance(message, Ready):
+            self.ready = message
+        elif isinstance(message, Failed):
+            self.failed = message.reason
 
     def _hand_out(self, batch: Batch) -> None:
         self.snapshot = batch.snapshot

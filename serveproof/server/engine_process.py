@@ -1,4 +1,4 @@
-"""The process that holds the engine: python -m serveproof.server.engine_process ADDRESS JOB.
+"""The process that holds the engine: python -m serveproof.server.engine_process FILE_DESCRIPTOR JOB.
 
 It takes requests from the socket between steps, steps while there is work, and sends what each step brought. It never
 outlives the server.
@@ -7,13 +7,14 @@ outlives the server.
 from __future__ import annotations
 
 import base64
+import contextlib
 import signal
+import socket
 import sys
 import time
 import traceback
 
 import msgspec
-import zmq
 
 from serveproof.engine.engine import Engine, Output
 from serveproof.engine.kv_cache import DTYPES
@@ -23,6 +24,7 @@ from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.hardware.start import start_torch
 from serveproof.orphans import die_with_parent
+from serveproof.server.frames import EngineEnd
 from serveproof.server.tokens import load_tokenizer_of
 from serveproof.server.wire import HEARTBEAT_S, Abort, Add, Batch, Failed, Job, Ready, ToEngine
 
@@ -55,19 +57,17 @@ def take(engine: Engine, message: Add | Abort, refused: dict[str, str]) -> None:
         refused[message.request_id] = str(error)
 
 
-def serve(engine: Engine, socket: zmq.Socket[bytes]) -> None:
-    """Take, step, send, for ever."""
+def serve(engine: Engine, end: EngineEnd) -> None:
+    """Take, step, send, until the server is gone."""
     said = 0.0
     while True:
         refused: dict[str, str] = {}
-        wait_ms = 0 if engine.busy else int(HEARTBEAT_S * 1000)
-        while socket.poll(wait_ms):
-            take(engine, _DECODER.decode(socket.recv()), refused)
-            wait_ms = 0
+        for message in end.messages(0 if engine.busy else HEARTBEAT_S):
+            take(engine, _DECODER.decode(message), refused)
         outputs: list[Output] = engine.step() if engine.busy else []
         now = time.monotonic()
         if outputs or refused or now - said >= HEARTBEAT_S:
-            socket.send(_ENCODE(Batch(outputs, engine.snapshot(), refused)))
+            end.send(_ENCODE(Batch(outputs, engine.snapshot(), refused)))
             said = now
 
 
@@ -77,23 +77,19 @@ def main() -> None:
     # Ctrl-C goes to the whole group: the server drains first and ends this process itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    socket = zmq.Context().socket(zmq.PAIR)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    socket.connect(sys.argv[1])
+    end = EngineEnd(socket.socket(fileno=int(sys.argv[1])))
     try:
         engine = start(msgspec.json.decode(base64.b64decode(sys.argv[2]), type=Job))
     except UserError as error:
-        socket.send(_ENCODE(Failed(str(error))))
-        socket.close(linger=2000)
+        end.send(_ENCODE(Failed(str(error))))
         raise SystemExit(2) from None
     except Exception as error:
         traceback.print_exc()
-        socket.send(_ENCODE(Failed(f"{type(error).__name__}: {error}".splitlines()[0])))
-        socket.close(linger=2000)
+        end.send(_ENCODE(Failed(f"{type(error).__name__}: {error}".splitlines()[0])))
         raise SystemExit(1) from None
-    socket.send(_ENCODE(Ready(engine.scheduler.limits.max_model_len)))
-    serve(engine, socket)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        end.send(_ENCODE(Ready(engine.scheduler.limits.max_model_len)))
+        serve(engine, end)
 
 
 if __name__ == "__main__":
