@@ -41,6 +41,7 @@ endif
 
 test: $(TESTS)   ## all tests, a real browser among them
 	@sh tests/install_browser.sh
+	@sh tests/install_prometheus.sh
 	$(PY) -m pytest $(ARGS)
 
 bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run

@@ -118,7 +118,11 @@ async def _ready(url: str, process: subprocess.Popen[bytes]) -> None:
 def inner(arguments: argparse.Namespace) -> dict[str, float]:
     """The bare engine in this process."""
     settings = Settings(
-        dtype=arguments.dtype, max_running=arguments.streams, token_budget=1024, max_model_len=2048, prefix_caching=False
+        dtype=arguments.dtype,
+        max_running=arguments.streams,
+        token_budget=1024,
+        max_model_len=2048,
+        prefix_caching=False,
     )
     engine = start(Job(arguments.model, settings, arguments.threads))
     return bare(engine, arguments.streams, arguments.tokens)

@@ -1,4 +1,4 @@
-"""Messages over a socket pair: four bytes of length, then MessagePack. The engine end blocks, the server end does not."""
+"""Messages over a socket pair: four bytes of length, then MessagePack. Only the end of the engine blocks."""
 
 from __future__ import annotations
 
