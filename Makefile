@@ -44,8 +44,9 @@ test: $(TESTS)   ## all tests, a real browser among them
 	@sh tests/install_prometheus.sh
 	$(PY) -m pytest $(ARGS)
 
-bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run
+bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run; how fast the load client is
 	$(PY) scripts/detection_rates.py --samples results/*/pairs/*/samples.parquet
+	$(PY) scripts/load_client_benchmark.py
 
 slurm-check: $(READY) ## whether the SLURM cluster at hand can take a run; e.g. ARGS="--configfile config/smoke.yaml"
 	$(PY) scripts/slurm_check.py $(ARGS)

@@ -11,6 +11,7 @@ include: "rules/profiling.smk"
 include: "rules/quality.smk"
 include: "rules/engine.smk"
 include: "rules/distributed.smk"
+include: "rules/serving.smk"
 include: "rules/report.smk"
 
 
@@ -29,6 +30,7 @@ rule all:
         rules.report.input.ladder,
         rules.report.input.judgement,
         rules.report.input.ranks,
+        rules.report.input.serving,
 
 
 # under a second: a job of SLURM would take longer to start

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from serveproof import config, expectations, pairs
+from serveproof import config, expectations, load_judging, pairs
 from serveproof.errors import UserError
 from serveproof.hardware import key
+from serveproof.load_records import LoadRecord
 from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, Verdict, encode, read, write_atomically
 
 ROOT = Path(__file__).resolve().parent
@@ -63,13 +64,14 @@ def compare(arguments: argparse.Namespace) -> int:
         raise UserError(f"results/{hardware}: nothing measured here yet; run `snakemake --cores all`")
     file = ROOT / f"expectations_{hardware}.json"
     known = expectations.load(file) if file.exists() else None
+    tested = [read(path, LoadRecord) for path in sorted(folder.glob("serving/*/*.json"))]
     if arguments.update_expectations:
-        known = expectations.updated(known, hardware, records)
+        known = load_judging.updated(expectations.updated(known, hardware, records), tested)
         write_atomically(file, lambda path: path.write_bytes(encode(known)))
         print(f"{file.name}: rewritten from the cases that passed")
         for line in expectations.too_wide(hardware, records):
             print(line)
-    verdicts = expectations.judge_pairs(records, known, hardware)
+    verdicts = expectations.judge_pairs(records, known, hardware) + load_judging.judge(tested, known)
     perplexity = folder / "perplexity.json"
     if perplexity.exists():
         verdicts += expectations.judge_accuracy(read(perplexity, PerplexityRecord), gate_of(folder / "judgement.json"))

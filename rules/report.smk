@@ -9,6 +9,7 @@ rule judge:
             rules.measure_pair.output.record, pair=PAIRS, allow_missing=True
         ),
         perplexity=rules.perplexity_eval.output.record,
+        serving=[f"{one}.json" for one in LOAD_TESTS],
     output:
         f"{RESULTS}/judgement.json",
     log:
@@ -21,7 +22,7 @@ rule judge:
         max_increase_percent=SETTINGS.values["accuracy_gate"]["max_increase_percent"],
     shell:
         "python3 scripts/judge.py --key {wildcards.hardware:q} --expectations {input.expectations:q}"
-        " --measured {input.measured:q} --perplexity {input.perplexity:q}"
+        " --measured {input.measured:q} --perplexity {input.perplexity:q} --serving {input.serving:q}"
         " --max-increase-percent {params.max_increase_percent} --out {output:q} --log {log:q}"
 
 
@@ -44,6 +45,7 @@ rule report:
         perplexity=expand(rules.perplexity_eval.output, hardware=HARDWARE),
         ladder=expand(rules.ladder.output, hardware=HARDWARE) if LADDERS else [],
         judgement=expand(rules.judge.output[0], hardware=HARDWARE),
+        serving=expand(LOAD_RECORDS, hardware=HARDWARE),
         ranks=expand(rules.inference_serving_multigpu.output[0], hardware=RANKED),
     output:
         "reports/index.html",

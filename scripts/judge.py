@@ -1,7 +1,8 @@
-"""Rule judge: holds every measured pair against expectations_{hardware}.json, and every precision against the gate.
+"""Rule judge: holds every measured pair and load test against expectations_{hardware}.json, every precision against
+the gate.
 
-Needs measure.json of each pair and perplexity.json. Writes results.Judgement; a regression is a verdict there, not an
-error of this script (compare.py turns verdicts into an exit code).
+Needs measure.json of each pair, perplexity.json and the records of load tests. Writes results.Judgement; a regression
+is a verdict there, not an error of this script (compare.py turns verdicts into an exit code).
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from serveproof import expectations, script
+from serveproof import expectations, load_judging, script
+from serveproof.load_records import LoadRecord
 from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, read, write
 
 
@@ -20,6 +22,8 @@ def work(arguments: argparse.Namespace) -> None:
     if arguments.perplexity:
         accuracy = read(arguments.perplexity, PerplexityRecord)
         verdicts += expectations.judge_accuracy(accuracy, arguments.max_increase_percent)
+    serving = [read(path, LoadRecord) for path in arguments.serving]
+    verdicts += load_judging.judge(serving, known)
     name = arguments.expectations.name if known else ""
     write(arguments.out, Judgement(arguments.key, name, arguments.max_increase_percent, verdicts))
 
@@ -30,6 +34,7 @@ def main() -> None:
     parser.add_argument("--expectations", type=Path, nargs="?", help="without it every figure is `absent`")
     parser.add_argument("--measured", type=Path, nargs="*", default=[], help="measure.json of each pair")
     parser.add_argument("--perplexity", type=Path)
+    parser.add_argument("--serving", type=Path, nargs="*", default=[], help="the records of load tests")
     parser.add_argument("--max-increase-percent", type=float, default=2.0, help="the accuracy gate, against bf16")
     parser.add_argument("--out", type=Path, required=True)
     script.run(work, parser.parse_args())

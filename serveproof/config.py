@@ -82,6 +82,8 @@ def _with_numbers(value: Any) -> Any:
     """Snakemake's --config leaves a number inside a mapping as text (`--config measure='{rounds: 5}'`)."""
     if isinstance(value, dict):
         return {key: _with_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(inner) for inner in value]
     if isinstance(value, str) and re.fullmatch(r"-?\d+(\.\d+)?", value):
         return float(value) if "." in value else int(value)
     return value

@@ -58,11 +58,13 @@ class CaseExpectations(Record):
     provenance: Provenance | None = None
 
 
-class Expectations(Record):
-    """expectations_{hardware}.json. A case that we did not measure has no provenance."""
+class Expectations(Record, omit_defaults=True):
+    """expectations_{hardware}.json. A case that we did not measure has no provenance. serving: of load tests, by what
+    is compared; serveproof.load_judging knows their metrics. They are not tied to code: all of the engine serves."""
 
     hardware: str
     pairs: dict[str, dict[str, CaseExpectations]]
+    serving: dict[str, CaseExpectations] = msgspec.field(default_factory=dict)
 
 
 # metric -> (is higher better, the figure in a passed case)
@@ -288,7 +290,7 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
                 method=case.timing.method if case.timing else "",
                 provenance=record.provenance,
             )
-    return Expectations(hardware=hardware, pairs=found)
+    return Expectations(hardware=hardware, pairs=found, serving=old.serving if old else {})
 
 
 def _iterations(timing: Timing) -> str:

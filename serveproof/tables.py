@@ -19,3 +19,32 @@ TOKENS_SCHEMA: dict[str, type[pl.DataType]] = {
     "token": pl.Int64,
     "nll_nats": pl.Float32,
 }
+REQUESTS_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "run": pl.Int64,
+    "number": pl.Int64,
+    "tenant": pl.String,
+    "kind": pl.String,
+    "intended_s": pl.Float64,
+    "lag_ms": pl.Float64,
+    "ttft_ms": pl.Float64,
+    "tpot_ms": pl.Float64,
+    "e2e_ms": pl.Float64,
+    "gaps_ms": pl.List(pl.Float32),
+    "prompt_tokens": pl.Int64,
+    "output_tokens": pl.Int64,
+    "ending": pl.String,
+    "status": pl.Int64,
+    "reason": pl.String,
+    "in_window": pl.Boolean,
+    "good": pl.Boolean,
+}
+TELEMETRY_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "run": pl.Int64,
+    "second": pl.Float64,
+    "running": pl.Float64,
+    "waiting": pl.Float64,
+    "cache_usage": pl.Float64,
+    "under_way": pl.Int64,
+    "output_tokens_per_s": pl.Float64,
+    "power_w": pl.Float64,
+}

@@ -6,6 +6,7 @@ stopped half-way still gives a page; a file that is there but broken is a UserEr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import polars as pl
 from serveproof import results
 from serveproof.cluster.usage import JobUsage, usages
 from serveproof.errors import UserError
+from serveproof.load_records import LoadRecord, SweepRecord
 from serveproof.profile_records import DecoderProfileRecord, ProfileRecord
 from serveproof.results import HardwareRecord, Judgement, MeasureCase, MeasureRecord, PerplexityRecord, VerifyRecord
 from serveproof.serving_results import EngineRecord, LadderRecord
-from serveproof.tables import SAMPLES_SCHEMA, TOKENS_SCHEMA
+from serveproof.tables import REQUESTS_SCHEMA, SAMPLES_SCHEMA, TELEMETRY_SCHEMA, TOKENS_SCHEMA
 
+Columns = Mapping[str, pl.DataType | type[pl.DataType]]
 LOSS_COLUMNS = {name: TOKENS_SCHEMA[name] for name in ("precision", "window", "nll_nats")}
 WINDOWS_SCHEMA = {"precision": pl.String, "window": pl.Int64, "delta_nats": pl.Float64}
 
@@ -48,6 +51,23 @@ class PairResults:
 
 
 @dataclass(frozen=True)
+class LoadTest:
+    """One scenario against one server: its record, one row a request, one row a second."""
+
+    record: LoadRecord
+    requests: pl.DataFrame
+    telemetry: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Load tests, and the sweep that said what the server carries."""
+
+    tests: list[LoadTest]
+    sweep: SweepRecord | None
+
+
+@dataclass(frozen=True)
 class Machine:
     """One results/{hardware} folder. `window_deltas`: mean nats a token by window, each precision minus fp32."""
 
@@ -60,6 +80,7 @@ class Machine:
     decoder: DecoderProfileRecord | None = None
     ladders: list[LadderRecord] = field(default_factory=list)
     loads: list[EngineRecord] = field(default_factory=list)
+    serving: Serving | None = None
     absent: list[Absent] = field(default_factory=list)
     jobs: list[JobUsage] = field(default_factory=list)
 
@@ -97,9 +118,22 @@ def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
         decoder,
         ladders=ladders,
         loads=loads,
+        serving=_serving(folder / "serving", absent),
         absent=absent,
         jobs=usages(folder / "logs"),
     )
+
+
+def _serving(folder: Path, absent: list[Absent]) -> Serving | None:
+    tests = []
+    for path in sorted(folder.glob("*/*.json")):
+        record = results.read(path, LoadRecord)
+        what = f"Load test {record.scenario} of {record.server}"
+        requests = _table(path.with_suffix(".requests.parquet"), REQUESTS_SCHEMA, f"{what}: requests", absent)
+        telemetry = _table(path.with_suffix(".telemetry.parquet"), TELEMETRY_SCHEMA, f"{what}: telemetry", absent)
+        tests.append(LoadTest(record, requests, telemetry))
+    sweep = _whole(folder / "sweep.json", SweepRecord, "Rate sweep", absent)
+    return Serving(tests, sweep) if tests or sweep else None
 
 
 def deltas_by_window(tokens: pl.DataFrame) -> pl.DataFrame:
@@ -146,10 +180,10 @@ def _optional(path: Path, kind: type[results.R], what: str, absent: list[Absent]
     return results.read(path, kind)
 
 
-def _table(path: Path, schema: dict[str, type[pl.DataType]], what: str, absent: list[Absent]) -> pl.DataFrame:
+def _table(path: Path, schema: Columns, what: str, absent: list[Absent]) -> pl.DataFrame:
     if not path.exists():
         absent.append(Absent(what, f"{path} was not made: the job did not run or did not finish"))
-        return pl.DataFrame(schema=schema)
+        return pl.DataFrame(schema=dict(schema))
     try:
         frame = pl.read_parquet(path, columns=list(schema))
         return frame.cast(schema)  # type: ignore[arg-type]

@@ -26,6 +26,7 @@ from serveproof.report import (
     numbers,
     pair_charts,
     profile_view,
+    serving_view,
     summary,
     words,
 )
@@ -33,6 +34,7 @@ from serveproof.report.charts import Chart
 from serveproof.report.data import Machine, PairResults
 from serveproof.report.jobs import JobRow
 from serveproof.report.profile_view import CaseView, ProfileView
+from serveproof.report.serving_view import ServingView
 from serveproof.report.summary import CaseRow, Headline
 from serveproof.results import MeasureCase, Metric, Provenance, Verdict, VerifyRecord
 from serveproof.serving_results import LadderRecord
@@ -102,6 +104,7 @@ class MachineView:
     accuracy: list[Chart]
     decoder: list[CaseView]
     ladders: list[LadderView]
+    serving: ServingView | None
     injected_percent: float
     jobs: list[JobRow]
 
@@ -182,6 +185,7 @@ def view_machine(machine: Machine, number: int) -> MachineView:
         decoder=profile_view.decoder(machine.decoder, machine.hardware.ceilings) if machine.decoder else [],
         ladders=[LadderView(one, engine_charts.waterfall(one)) for one in machine.ladders],
         accuracy=[chart for chart in accuracy if chart is not None],
+        serving=serving_view.view(machine.serving, summary.verdicts(machine)) if machine.serving else None,
         injected_percent=max(
             (row.measured.timing.injected_slowdown_percent for row in rows if row.measured and row.measured.timing),
             default=0.0,

@@ -97,7 +97,8 @@ def case_rows(machine: Machine) -> list[CaseRow]:
 def other_verdicts(machine: Machine) -> list[Verdict]:
     """Verdicts that no row of the verdicts table shows: on other metrics, or on cases that did not run here."""
     shown = {id(row.verdict) for row in case_rows(machine) if row.verdict is not None}
-    return [one for one in verdicts(machine) if id(one) not in shown and not one.subject.startswith("perplexity/")]
+    elsewhere = ("perplexity/", "serving/")
+    return [one for one in verdicts(machine) if id(one) not in shown and not one.subject.startswith(elsewhere)]
 
 
 def gate_verdict(machine: Machine, precision: str) -> Verdict | None:

@@ -1,0 +1,159 @@
+"""Load tests against expectations: which figures are compared, and verdicts by interval.
+
+On a shared CPU only ratios of two servers on the same machine mean anything: fair against first-come, chunked against
+whole prompts, goodput at twice the capacity against goodput below it. On a GPU also latencies and tokens per second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from serveproof.errors import UserError
+from serveproof.expectations import (
+    MEASURED,
+    CaseExpectations,
+    Expectation,
+    Expectations,
+    bounds,
+    judge_interval,
+)
+from serveproof.load_records import LoadRecord
+from serveproof.results import Estimate, Verdict
+
+# scenario -> (metric, its figure, the server on top, the server below): above 1 the server below is better
+RATIOS = {
+    "multi_tenant": ("modest_ttft_p90_first_come_over_fair", "modest_ttft_p90_ms", "first_come", "fair"),
+    "long_prompts": ("others_gap_p99_whole_over_chunked", "others_gap_p99_ms", "whole", "chunked"),
+}
+OVERLOAD = "goodput_overload_over_steady"
+# of each server and scenario, on a GPU -> is higher better
+ABSOLUTE = {"ttft_p50_ms": False, "ttft_p99_ms": False, "tpot_p50_ms": False, "output_tokens_per_s": True}
+METRICS = {**{name: True for name, *_ in RATIOS.values()}, OVERLOAD: True, **ABSOLUTE}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure to judge: of what, with which axes, on which machine; or why there is none."""
+
+    subject: str
+    metric: str
+    estimate: Estimate | None
+    axes: dict[str, Any]
+    record: LoadRecord
+    reason: str = ""
+
+
+def ratio(top: Estimate, below: Estimate) -> Estimate:
+    """top / below of two independent, positive figures: their logarithms' half-widths add in quadrature."""
+    value = math.log(top.value / below.value)
+    half = math.hypot(*(math.log(one.high / one.low) / 2 for one in (top, below)))
+    confidence = min(top.confidence, below.confidence)
+    return Estimate(math.exp(value), math.exp(value - half), math.exp(value + half), "ratio", confidence)
+
+
+def why_not(record: LoadRecord) -> str:
+    """Why a record can't be judged: its client was late, or a request was left without an answer."""
+    for run in record.runs:
+        place = f"{record.server}, run {run.number}"
+        if not run.valid:
+            return f"{place}: {run.invalid_reason}"
+        if run.answered_share < 1:
+            return f"{place}: {100 * (1 - run.answered_share):.2f} % of the requests got no answer: {run.endings}"
+    return ""
+
+
+def _compared(subject: str, metric: str, figure: str, top: LoadRecord, below: LoadRecord) -> Figure:
+    reason = why_not(top) or why_not(below)
+    left, right = top.figures.get(figure), below.figures.get(figure)
+    if not reason and (left is None or right is None):
+        reason = f"no {figure}: too few requests; a longer serving.duration_s"
+    if not reason and top.axes != below.axes:
+        reason = f"{top.server} and {below.server} were asked different things"
+    if not reason and left and right and min(left.low, right.low) <= 0:
+        reason = f"the interval of {figure} reaches 0: a longer serving.duration_s"
+    found = ratio(left, right) if left and right and not reason else None
+    return Figure(subject, metric, found, top.axes, top, reason)
+
+
+def figures(records: Sequence[LoadRecord]) -> Iterator[Figure]:
+    """Every figure that can be judged of these records."""
+    by = {(one.server, one.scenario): one for one in records}
+    for scenario, (metric, figure, above, below) in RATIOS.items():
+        if (above, scenario) in by and (below, scenario) in by:
+            yield _compared(scenario, metric, figure, by[above, scenario], by[below, scenario])
+    for (server, scenario), record in by.items():
+        if scenario == "overload" and (server, "steady") in by:
+            yield _compared(f"overload/{server}", OVERLOAD, "good_per_s", record, by[server, "steady"])
+        if record.gpus:
+            for metric in ABSOLUTE:
+                reason = why_not(record)
+                yield Figure(
+                    f"{scenario}/{server}", metric, record.figures.get(metric), record.axes, record,
+                    reason or ("" if metric in record.figures else f"no {metric}"),
+                )  # fmt: skip
+
+
+def judge(records: Sequence[LoadRecord], expectations: Expectations | None) -> list[Verdict]:
+    """One verdict a figure; what is expected and was not measured in a run with load tests is `absent`."""
+    known = expectations.serving if expectations else {}
+    for subject, case in known.items():
+        for metric in case.metrics:
+            if metric not in METRICS:
+                raise UserError(f"serving.{subject}.metrics.{metric}: unknown metric; there are {', '.join(METRICS)}")
+    found = list(figures(records))
+    verdicts = [_verdict(one, known.get(one.subject)) for one in found]
+    there = {(one.subject, one.metric) for one in found}
+    for subject, case in known.items() if records else ():
+        for metric in case.metrics:
+            if (subject, metric) not in there:
+                reason = "expected, but not measured in this run"
+                verdicts.append(Verdict(f"serving/{subject}", metric, "absent", reason))
+    return verdicts
+
+
+def _verdict(one: Figure, entry: CaseExpectations | None) -> Verdict:
+    subject = f"serving/{one.subject}"
+    if one.estimate is None or one.reason:
+        return Verdict(subject, one.metric, "failed", one.reason)
+    figure = one.estimate
+    made = Verdict(subject, one.metric, "absent", "no expectation for this figure on this hardware", figure.unit,
+                   figure.value, figure.low, figure.high)  # fmt: skip
+    wanted = entry.metrics.get(one.metric) if entry else None
+    if entry is None or wanted is None:
+        return made
+    made.expected, made.lower, made.upper = wanted.expected, wanted.lower, wanted.upper
+    made.source = f"{wanted.source}; {wanted.note}" if wanted.note else wanted.source
+    if entry.axes != one.axes:
+        made.verdict, made.reason = "expired", "the expectation is for other axes"
+    elif entry.machine != one.record.machine:
+        made.verdict = "expired"
+        made.reason = f"the expectation is for {entry.machine}, this is {one.record.machine}"
+    else:
+        made.verdict, made.reason = judge_interval(figure, wanted.lower, wanted.upper, METRICS[one.metric])
+    return made
+
+
+def updated(old: Expectations, records: Sequence[LoadRecord]) -> Expectations:
+    """Expectations with what these records measured; what could not be judged keeps its entry."""
+    serving = dict(old.serving)
+    for one in figures(records):
+        if one.estimate is None or one.reason:
+            continue
+        lower, upper = bounds(one.estimate, "cuda" if one.record.gpus else "cpu")
+        entry = serving.get(one.subject)
+        same = entry is not None and entry.axes == one.axes and entry.machine == one.record.machine
+        metrics = dict(entry.metrics) if entry and same else {}
+        metrics[one.metric] = Expectation(one.estimate.value, lower, upper, one.estimate.unit, MEASURED)
+        serving[one.subject] = CaseExpectations(
+            axes=one.axes,
+            code_sha=None,
+            machine=one.record.machine,
+            metrics=metrics,
+            iterations=f"{len(one.record.runs)} runs of {one.record.runs[0].duration_s:g} s",
+            method="http",
+            provenance=one.record.provenance,
+        )
+    return Expectations(hardware=old.hardware, pairs=old.pairs, serving=serving)

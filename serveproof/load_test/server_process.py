@@ -1,0 +1,105 @@
+"""The server under test: started by one command, waited for, ended. Which command, and what a variant adds, stands here
+and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serveproof.errors import UserError
+
+SERVER_COMMAND: tuple[str, ...] = (sys.executable, "-m", "serveproof.server")
+# A name that a config can choose -> the options that make a server so.
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "first_come": ("--policy", "first_come"),
+    "fair": ("--policy", "fair"),
+    "chunked": (),
+    "whole": ("--no-chunked",),
+}
+START_LIMIT_S, STOP_LIMIT_S = 300.0, 30.0
+LINES_SHOWN = 15
+
+
+def options_of(variant: str) -> tuple[str, ...]:
+    """A variant's options, or UserError listing what there is."""
+    if variant not in VARIANTS:
+        raise UserError(f"server '{variant}': there are {', '.join(VARIANTS)}")
+    return VARIANTS[variant]
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def healthy(base_url: str) -> bool:
+    """Whether /health answers 200."""
+    try:
+        with urllib.request.urlopen(f"{base_url}/health", timeout=2) as answer:  # noqa: S310 - http, by the caller
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextmanager
+def started(model: Path, options: tuple[str, ...], log: Path, threads: int | None = None) -> Iterator[tuple[str, str]]:
+    """Start the server, wait until it is healthy, yield (base URL, its command as a line), end it.
+
+    RuntimeError with the end of its log when it dies or is not healthy in START_LIMIT_S. SIGTERM ends it; one that does
+    not end by STOP_LIMIT_S is killed, and that is an error too.
+    """
+    port = free_port()
+    told = [*SERVER_COMMAND[1:], "--model", str(model), *options]
+    command = [SERVER_COMMAND[0], *told, "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else dict(os.environ)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+        base_url, begun = f"http://127.0.0.1:{port}", time.monotonic()
+        try:
+            while not healthy(base_url):
+                if process.poll() is not None:
+                    raise RuntimeError(f"the server ended with code {process.returncode}:\n{_end_of(log)}")
+                if time.monotonic() - begun > START_LIMIT_S:
+                    raise RuntimeError(f"the server was not healthy after {START_LIMIT_S:g} s:\n{_end_of(log)}")
+                time.sleep(0.1)
+            yield base_url, " ".join(["python", *told])
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise RuntimeError(f"the server did not end {STOP_LIMIT_S:g} s after SIGTERM") from None
+
+
+def _end_of(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LINES_SHOWN:])
+
+
+def model_name(base_url: str, api_key: str = "") -> str:
+    """The first model that /v1/models lists. UserError where there is no such server."""
+
+    if not base_url.startswith(("http://", "https://")):
+        raise UserError(f"--base-url {base_url}: not an http:// or https:// address")
+    asked = urllib.request.Request(f"{base_url}/v1/models")  # noqa: S310 - checked above
+    if api_key:
+        asked.add_header("Authorization", f"Bearer {api_key}")
+    try:
+        with urllib.request.urlopen(asked, timeout=10) as answer:  # noqa: S310 - checked above
+            return str(json.load(answer)["data"][0]["id"])
+    except (urllib.error.URLError, OSError, ValueError, LookupError) as error:
+        raise UserError(f"{base_url}/v1/models: {error}; is that a server of OpenAI's routes?") from None

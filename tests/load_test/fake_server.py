@@ -1,0 +1,44 @@
+"""Takes the server's command line and serves like the null server, as its options make it: what the scripts start in
+tests. Four slots; a fair one serves waiting tenants in turn."""
+
+from __future__ import annotations
+
+import argparse
+
+import uvloop
+
+from serveproof.load_test.null_server import Behaviour, State, serve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--policy", default="first_come")
+    parser.add_argument("--no-chunked", action="store_true")
+    parser.add_argument("--die", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.die:
+        raise SystemExit("planted: no server today")
+    gap_ms = 40 if arguments.no_chunked else 10
+    behaviour = Behaviour(first_token_ms=20, gap_ms=gap_ms, slots=4, refuse_beyond=200)
+    if arguments.policy == "fair":
+        State.release = take_turns  # type: ignore[method-assign]
+    uvloop.run(serve(arguments.port, behaviour))
+
+
+def take_turns(self: State) -> None:
+    """The tenant served least comes next."""
+    if not self.waiting:
+        self.running -= 1
+        return
+    served = self.__dict__.setdefault("served", {})
+    place = min(range(len(self.waiting)), key=lambda i: (served.get(self.waiting[i].tenant, 0), i))
+    chosen = self.waiting.pop(place)
+    served[chosen.tenant] = served.get(chosen.tenant, 0) + 1
+    chosen()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Load tests are judged by their ratios on a CPU, by figures too on a GPU; what can't be judged never passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from serveproof import expectations, load_judging
+from serveproof.errors import UserError
+from serveproof.expectations import Expectations
+from serveproof.load_records import Energy, LoadRecord, LoadRun, Slo, Steadiness
+from serveproof.results import Estimate, Provenance, Verdict, encode
+
+PROVENANCE = Provenance("c", False, "l", "s", {}, "", "x", "2026-01-01T00:00:00Z")
+
+
+def run(**changes: Any) -> LoadRun:
+    steady = Steadiness("steady", "", 0.0, 0, [])
+    made = LoadRun(
+        1, 100, 20.0, 20.0, 5.0, True, "", 0.1, 0.5, 0.5, 0.1, {"ok": 100}, 1.0, steady, None, 5.0, 5.0, 80.0,
+        None, None, None, None, None, None, [], None, Energy(None, None, "no GPU"), None,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
+def record(server: str, scenario: str, gpus: int = 0, one: LoadRun | None = None, **figures: float) -> LoadRecord:
+    estimates = {name: Estimate(value, value * 0.9, value * 1.1, "ms") for name, value in figures.items()}
+    return LoadRecord(
+        "cpu", "chip", server, "python -m x", "m", scenario, 5.0, 8.0, gpus, Slo(1, 1), 0, {"prompt": "fixed"},
+        [one or run()], estimates, PROVENANCE,
+    )  # fmt: skip
+
+
+def tenants(first_come_ms: float = 3000, fair_ms: float = 300) -> list[LoadRecord]:
+    return [record("first_come", "multi_tenant", modest_ttft_p90_ms=first_come_ms),
+            record("fair", "multi_tenant", modest_ttft_p90_ms=fair_ms)]  # fmt: skip
+
+
+def expected(records: list[LoadRecord]) -> Expectations:
+    return load_judging.updated(Expectations("cpu", {}), records)
+
+
+def only(verdicts: list[Verdict]) -> Verdict:
+    assert len(verdicts) == 1
+    return verdicts[0]
+
+
+def test_the_ratio_of_two_servers_is_judged() -> None:
+    verdict = only(load_judging.judge(tenants(), None))
+    assert (verdict.subject, verdict.verdict) == ("serving/multi_tenant", "absent")
+    assert verdict.value == pytest.approx(10)
+    assert verdict.low
+    assert verdict.high
+    assert verdict.low < 9 < 11 < verdict.high
+    known = expected(tenants())
+    assert only(load_judging.judge(tenants(), known)).verdict == "met"
+    assert only(load_judging.judge(tenants(fair_ms=3000), known)).verdict == "regressed"
+    assert only(load_judging.judge(tenants(first_come_ms=60_000), known)).verdict == "too_good"
+
+
+def test_the_ratio_s_interval_covers() -> None:
+    found = load_judging.ratio(Estimate(10, 8, 12.5, "ms"), Estimate(5, 5, 5, "ms"))
+    assert (found.value, found.low, found.high) == pytest.approx((2, 1.6, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"valid": False, "invalid_reason": "the client sent late"}, "client sent late"),
+        ({"answered_share": 0.95, "endings": {"ok": 95, "timeout": 5}}, "5.00 % of the requests got no answer"),
+    ],
+)
+def test_a_run_that_can_not_be_trusted_fails(changes: dict[str, Any], told: str) -> None:
+    bad = record("fair", "multi_tenant", one=run(**changes), modest_ttft_p90_ms=300)
+    verdict = only(load_judging.judge([tenants()[0], bad], expected(tenants())))
+    assert verdict.verdict == "failed"
+    assert told in verdict.reason
+    assert expected([tenants()[0], bad]).serving == {}
+
+
+def test_goodput_that_collapses_is_a_regression() -> None:
+    def pair(overload: float) -> list[LoadRecord]:
+        return [record("first_come", "steady", good_per_s=5), record("first_come", "overload", good_per_s=overload)]
+
+    known = expected(pair(5))
+    assert only(load_judging.judge(pair(5), known)).verdict == "met"
+    assert only(load_judging.judge(pair(0.5), known)).verdict == "regressed"
+    nothing = pair(5)
+    nothing[1].figures["good_per_s"] = Estimate(0, 0, 0, "requests/s")
+    verdict = only(load_judging.judge(nothing, known))
+    assert verdict.verdict == "failed"
+    assert "reaches 0" in verdict.reason
+
+
+def test_another_workload_machine_or_no_run_never_passes() -> None:
+    known = expected(tenants())
+    other = tenants()
+    for one in other:
+        one.axes = {"prompt": "long"}
+    assert only(load_judging.judge(other, known)).verdict == "expired"
+    other = tenants()
+    for one in other:
+        one.machine = "another"
+    assert only(load_judging.judge(other, known)).verdict == "expired"
+    alone = [record("first_come", "steady", good_per_s=5)]
+    assert only(load_judging.judge(alone, known)).verdict == "absent"
+    assert load_judging.judge([], known) == [], "without load tests there is nothing to say of them"
+
+
+def test_on_a_gpu_latencies_are_judged_too() -> None:
+    gpu = record("first_come", "steady", gpus=1, ttft_p50_ms=20, ttft_p99_ms=40, tpot_p50_ms=5, output_tokens_per_s=900)
+    verdicts = {one.metric: one for one in load_judging.judge([gpu], None)}
+    assert set(verdicts) == set(load_judging.ABSOLUTE)
+    slow = record("first_come", "steady", gpus=1, ttft_p50_ms=40, ttft_p99_ms=40, tpot_p50_ms=5, output_tokens_per_s=9)
+    found = {one.metric: one.verdict for one in load_judging.judge([slow], expected([gpu]))}
+    assert found == {"ttft_p50_ms": "regressed", "ttft_p99_ms": "met", "tpot_p50_ms": "met",
+                     "output_tokens_per_s": "regressed"}  # fmt: skip
+
+
+def test_the_file_is_read_back_and_an_unknown_metric_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "expectations_cpu.json"
+    path.write_bytes(encode(expected(tenants())))
+    known = expectations.load(path)
+    assert only(load_judging.judge(tenants(), known)).verdict == "met"
+    known.serving["multi_tenant"].metrics["speed"] = next(iter(known.serving["multi_tenant"].metrics.values()))
+    with pytest.raises(UserError, match=r"serving.multi_tenant.metrics.speed: unknown metric"):
+        load_judging.judge(tenants(), known)
+    assert b"serving" not in encode(Expectations("cpu", {}))
