@@ -86,9 +86,9 @@ class Energy(Record):
 class LoadRun(Record):
     """One run. Figures are of the requests that arrived in the window: after the warm-up, before the last arrival.
 
-    good_share: of these, within the SLO. good_per_s, completed_per_s: of all that ended in the window, a second of it, so
-    that what a queue gives back after the end is no throughput. answered: those that got an answer or an error with
-    its status. others_gap: inter-token gaps of the requests that are not of the kind `long`.
+    good_share: of these, within the SLO. good_per_s, completed_per_s: of all that ended in the window, a second of
+    it, so that what a queue gives back after the end is no throughput. answered: those that got an answer or an error
+    with its status. others_gap: inter-token gaps of the requests that are not of the kind `long`.
     """
 
     number: int
