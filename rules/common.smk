@@ -126,6 +126,15 @@ def ranks_of(wildcards):
     return MACHINES[wildcards.hardware].gpu_request[1] or (1 if nodes > 1 else 2)
 
 
+def serving_of(name):
+    """A setting of the load test as a parameter of a rule: it follows the kind of machine where it is `auto`."""
+
+    def value(wildcards):
+        return SETTINGS.serving[wildcards.hardware][name]
+
+    return value
+
+
 def expectations_of(wildcards):
     """Absent on hardware that nobody has measured yet: every figure is then `absent`."""
     file = f"expectations_{wildcards.hardware}.json"

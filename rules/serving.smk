@@ -17,11 +17,12 @@ LOAD_OPTIONS = (
     " --key {wildcards.hardware:q} --model {params.model:q} --prompts {params.prompts:q} --outputs {params.outputs:q}"
     " --long-tokens {params.long_tokens} --slo {params.slo:q} --duration {params.duration_s}"
     " --price-per-hour {params.price_per_hour} --threads {params.threads} --seed {params.seed}"
-    " --hardware {input.hardware:q} --log {log:q}"
+    " --hardware {input.hardware:q} --server-options={params.server_options:q} --log {log:q}"
 )
 LOAD_PARAMS = {
-    name: SERVING[name]
+    name: serving_of(name)
     for name in (
+        "server_options",
         "prompts",
         "outputs",
         "long_tokens",

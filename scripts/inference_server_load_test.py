@@ -32,14 +32,17 @@ DEFAULT = ("steady", "bursty", "overload", "multi_tenant", "long_prompts")
 TRACE = "trace"
 
 
-def capacity_of(arguments: argparse.Namespace, setting: Setting) -> float:
-    """Requests a second that count as a load of 1."""
+def known_capacity(arguments: argparse.Namespace) -> float | None:
+    """Requests a second that count as a load of 1, where they are given."""
     if arguments.rate is not None:
         if not arguments.rate > 0:
             raise UserError(f"--rate {arguments.rate:g}: must be more than 0 requests/s")
         return float(arguments.rate)
-    if arguments.capacity:
-        return read(arguments.capacity, SweepRecord).capacity_per_s
+    return read(arguments.capacity, SweepRecord).capacity_per_s if arguments.capacity else None
+
+
+def measured_capacity(arguments: argparse.Namespace, setting: Setting) -> float:
+    """The same, found by a closed loop."""
     script.say(arguments.log, f"no --rate: finding the capacity with {arguments.concurrency} requests at once")
     found, _ = capacity(setting.target, setting.workload, arguments.concurrency, min(30.0, arguments.duration))
     script.say(arguments.log, f"capacity: {found:.2f} requests/s")
@@ -131,8 +134,9 @@ def work(arguments: argparse.Namespace) -> None:
             raise UserError(f"--scenario {name}: there are {', '.join(SCENARIOS)}")
     if arguments.duration <= 0 or arguments.runs < 1:
         raise UserError("--duration must be more than 0 s, --runs at least 1")
-    with options.opened(arguments) as setting:
-        rate = 0.0 if names == [TRACE] else capacity_of(arguments, setting)
+    known = known_capacity(arguments)
+    with options.opened(arguments, known) as setting:
+        rate = 0.0 if names == [TRACE] else known or measured_capacity(arguments, setting)
         records = [one_scenario(arguments, setting, name, rate) for name in names]
     print(summary(records))
     for record in records:

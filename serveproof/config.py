@@ -20,6 +20,25 @@ from serveproof.hardware.machines import Machine, machines_of
 
 # A minute on two CPU cores, seconds on a GPU; what decides a gate of 2 % takes tens of thousands of tokens.
 AUTO_TOKENS = {"cpu": 11008, "cuda": 131072}
+# Seconds a scenario on two CPU cores, and enough requests in them; on a GPU lengths as in chats, and MLPerf's SLO.
+AUTO_SERVING = {
+    "cpu": {
+        "duration_s": 10,
+        "prompts": "lognormal:16:0.5:48",
+        "outputs": "lognormal:8:0.4:16",
+        "long_tokens": 256,
+        "slo": "2000:200",
+        "server_options": "--token-budget 64",
+    },
+    "cuda": {
+        "duration_s": 60,
+        "prompts": "lognormal:256:0.8:1024",
+        "outputs": "lognormal:128:0.6:512",
+        "long_tokens": 6144,
+        "slo": "server",
+        "server_options": "",
+    },
+}
 AUTO_TIERS = {"cpu": ("cpu",), "cuda": ("gpu", "reference")}
 
 
@@ -27,12 +46,13 @@ AUTO_TIERS = {"cpu": ("cpu",), "cuda": ("gpu", "reference")}
 class Settings:
     """What one run is to do, on one kind of machine or on several.
 
-    machines, tokens: by hardware key. cases: hardware key -> pair -> list of {case, tier, axes, tolerance_eps}.
+    machines, tokens, serving: by hardware key. cases: hardware key -> pair -> list of {case, tier, axes, tolerance_eps}.
     """
 
     machines: dict[str, Machine]
     cases: dict[str, dict[str, list[dict[str, Any]]]]
     tokens: dict[str, int]
+    serving: dict[str, dict[str, Any]]
     values: dict[str, Any]
 
 
@@ -164,7 +184,14 @@ def resolve(config: dict[str, Any], root: Path = pairs.ROOT, cores: int | None =
     _check_windows(config["perplexity"], min(tokens.values()), config["text"])
     names = _chosen_pairs(config["pairs"], workloads, root)
     cases = {key: _cases(config["tiers"], one.device, names, workloads) for key, one in machines.items()}
-    return Settings(machines=machines, cases=cases, tokens=tokens, values=config)
+    serving = {key: _serving(config["serving"], one.device) for key, one in machines.items()}
+    return Settings(machines=machines, cases=cases, tokens=tokens, serving=serving, values=config)
+
+
+def _serving(given: dict[str, Any], device: str) -> dict[str, Any]:
+    """The load test's settings on one device; what is `auto` follows the device."""
+    autos = {name: value for name, value in AUTO_SERVING[device].items() if given[name] == "auto"}
+    return given | autos
 
 
 def _cases(tiers: Any, device: str, names: list[str], workloads: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -6,9 +6,9 @@ whole prompts, goodput at twice the capacity against goodput below it. On a GPU 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from serveproof.errors import UserError
@@ -29,12 +29,14 @@ RATIOS = {
     "long_prompts": ("others_gap_p99_whole_over_chunked", "others_gap_p99_ms", "whole", "chunked"),
 }
 OVERLOAD = "goodput_overload_over_steady"
+# At twice what it can carry a server must still serve half of what it serves below it, whatever was measured before.
+COLLAPSE = 0.5
 # of each server and scenario, on a GPU -> is higher better
 ABSOLUTE = {"ttft_p50_ms": False, "ttft_p99_ms": False, "tpot_p50_ms": False, "output_tokens_per_s": True}
 METRICS = {**{name: True for name, *_ in RATIOS.values()}, OVERLOAD: True, **ABSOLUTE}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Figure:
     """One figure to judge: of what, with which axes, on which machine; or why there is none."""
 
@@ -78,6 +80,16 @@ def _compared(subject: str, metric: str, figure: str, top: LoadRecord, below: Lo
     return Figure(subject, metric, found, top.axes, top, reason)
 
 
+def _overload(record: LoadRecord, steady: LoadRecord) -> Figure:
+    """Goodput at twice the capacity over goodput below it, which may be another server's: a bound on the queue is what
+    overload needs and a steady load never meets."""
+    found = _compared(f"overload/{record.server}", OVERLOAD, "good_per_s", record, steady)
+    if found.estimate and found.estimate.high < COLLAPSE:
+        reason = f"goodput collapses under overload: wholly below {COLLAPSE:g} of that of {steady.server} at a steady load"
+        return dataclasses.replace(found, reason=reason)
+    return found
+
+
 def figures(records: Sequence[LoadRecord]) -> Iterator[Figure]:
     """Every figure that can be judged of these records."""
     by = {(one.server, one.scenario): one for one in records}
@@ -85,8 +97,9 @@ def figures(records: Sequence[LoadRecord]) -> Iterator[Figure]:
         if (above, scenario) in by and (below, scenario) in by:
             yield _compared(scenario, metric, figure, by[above, scenario], by[below, scenario])
     for (server, scenario), record in by.items():
-        if scenario == "overload" and (server, "steady") in by:
-            yield _compared(f"overload/{server}", OVERLOAD, "good_per_s", record, by[server, "steady"])
+        steady = by.get((server, "steady")) or next((one for one in records if one.scenario == "steady"), None)
+        if scenario == "overload" and steady:
+            yield _overload(record, steady)
         if record.gpus:
             for metric in ABSOLUTE:
                 reason = why_not(record)
@@ -116,11 +129,14 @@ def judge(records: Sequence[LoadRecord], expectations: Expectations | None) -> l
 
 def _verdict(one: Figure, entry: CaseExpectations | None) -> Verdict:
     subject = f"serving/{one.subject}"
-    if one.estimate is None or one.reason:
-        return Verdict(subject, one.metric, "failed", one.reason)
     figure = one.estimate
+    if figure is None:
+        return Verdict(subject, one.metric, "failed", one.reason)
     made = Verdict(subject, one.metric, "absent", "no expectation for this figure on this hardware", figure.unit,
                    figure.value, figure.low, figure.high)  # fmt: skip
+    if one.reason:
+        made.verdict, made.reason = "failed", one.reason
+        return made
     wanted = entry.metrics.get(one.metric) if entry else None
     if entry is None or wanted is None:
         return made

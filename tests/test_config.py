@@ -41,6 +41,7 @@ def test_autos_follow_the_hardware_named() -> None:
     found = config.resolve(GOOD | {"hardware": "2x_h200"}, cores=8)
     assert tiers(found, "2x_h200") == {"gpu", "reference"}
     assert found.tokens == {"2x_h200": config.AUTO_TOKENS["cuda"]}
+    assert (found.serving["2x_h200"]["slo"], found.serving["2x_h200"]["duration_s"]) == ("server", 60)
     machine = found.machines["2x_h200"]
     assert (machine.cpus, machine.pair_cpus, machine.gpu_request) == (8, 4, ("", 2))
 
@@ -86,6 +87,13 @@ def test_a_bad_machine_is_one_line(machines: dict[str, Any], message: str) -> No
     with pytest.raises(UserError, match=message) as caught:
         config.resolve(GOOD | {"hardware": machines})
     assert str(caught.value).startswith("config/config.yaml")
+
+
+def test_a_serving_setting_that_is_given_stays() -> None:
+    given = GOOD | {"hardware": "cpu", "serving": GOOD["serving"] | {"duration_s": 3}}
+    found = config.resolve(given).serving["cpu"]
+    assert (found["duration_s"], found["long_tokens"]) == (3, config.AUTO_SERVING["cpu"]["long_tokens"])
+    assert "auto" not in found.values()
 
 
 def test_smoke_overrides_only_known_keys() -> None:

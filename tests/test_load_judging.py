@@ -83,11 +83,15 @@ def test_a_run_that_can_not_be_trusted_fails(changes: dict[str, Any], told: str)
 
 def test_goodput_that_collapses_is_a_regression() -> None:
     def pair(overload: float) -> list[LoadRecord]:
-        return [record("first_come", "steady", good_per_s=5), record("first_come", "overload", good_per_s=overload)]
+        return [record("first_come", "steady", good_per_s=5), record("bounded", "overload", good_per_s=overload)]
 
-    known = expected(pair(5))
-    assert only(load_judging.judge(pair(5), known)).verdict == "met"
-    assert only(load_judging.judge(pair(0.5), known)).verdict == "regressed"
+    known = expected(pair(8))
+    assert only(load_judging.judge(pair(8), known)).verdict == "met"
+    assert only(load_judging.judge(pair(3.5), known)).verdict == "regressed"
+    collapsed = only(load_judging.judge(pair(0.5), None))
+    assert (collapsed.verdict, collapsed.value) == ("failed", pytest.approx(0.1))
+    assert "collapses" in collapsed.reason
+    assert expected(pair(0.5)).serving == {}, "a collapse is never expected"
     nothing = pair(5)
     nothing[1].figures["good_per_s"] = Estimate(0, 0, 0, "requests/s")
     verdict = only(load_judging.judge(nothing, known))

@@ -21,9 +21,11 @@ from serveproof.results import read
 # Another text, model or case takes more than what was measured; a job that is killed for it costs more than the wait.
 MEMORY_HEADROOM, TIME_HEADROOM = 1.5, 3.0
 LEAST_MEMORY_MB, LEAST_MINUTES = 500, 5
-# log name of a rule's jobs, where it isn't the rule's
+# log name of a pair's jobs
 LOGS = {"verify_pair": "verify_{pair}", "measure_pair": "measure_{pair}", "profile_pair": "profile_{pair}"}
-TIMED = ("hardware", "measure_pair", "profile_pair", "profile_decoder", "ladder", "inference_serving_multigpu")
+# rules of which several jobs, that are no pair's, share one request
+MANY = {"load_test": "load_test_*"}
+TIMED = ("hardware", "measure_pair", "profile_pair", "profile_decoder", "ladder", "load_sweep", "load_test", "inference_serving_multigpu")
 ON_THE_DEVICE = (*TIMED, "verify_pair", "perplexity_eval")
 # on the first kind of machine that is a CPU, whatever hardware their records are of
 ONE_CPU = ("prepare_model", "prepare_text", "tokenize_text", "judge", "report")
@@ -123,7 +125,7 @@ class Requests:
         key = wildcards.get("hardware", "")
         machine = home(self.machines) if rule in ONE_CPU else self.machines[key]
         logs = self.folder / (key or "inputs") / "logs"
-        name = LOGS.get(rule, rule).format(pair=wildcards.get("pair", "*"))
+        name = (LOGS | MANY).get(rule, rule).format(pair=wildcards.get("pair", "*"))
         size = measured(self.table, rule, machine.device, sorted(logs.glob(name + SUFFIX)))
         asked = need(rule, machine, size, nodes=nodes)
         if attempt == 1:
@@ -154,6 +156,7 @@ class Requests:
         left_out = {
             *([] if profiled else ["profile_pair"]),
             *([] if profiled and decoder else ["profile_decoder"]),
+            *([] if values["serving"]["mode"] != "none" else ["load_sweep", "load_test"]),
             *([] if values["ladder"]["model"] != "none" else ["ladder"]),
             *([] if spread["model"] != "none" else ["inference_serving_multigpu"]),
         }

@@ -70,14 +70,17 @@ def slo_of(text: str) -> Slo:
 
 
 @contextmanager
-def opened(arguments: argparse.Namespace) -> Iterator[Setting]:
-    """The setting of these arguments, the server running; it holds the machine's lease while it is ours."""
+def opened(arguments: argparse.Namespace, capacity_per_s: float | None = None) -> Iterator[Setting]:
+    """The setting of these arguments, the server running; it holds the machine's lease while it is ours.
+
+    capacity_per_s: where it is known already, for a server whose queue is sized by it.
+    """
     if bool(arguments.model) == bool(arguments.base_url):
         raise UserError("give --model to start the server, or --base-url of one that runs; one of the two")
     slo = slo_of(arguments.slo)
     sizes = lengths.parse(arguments.prompts, "--prompts"), lengths.parse(arguments.outputs, "--outputs")
     made = prompts.choose(arguments.model, arguments.text, arguments.route)
-    own = (*server_process.options_of(arguments.server), *arguments.server_options.split())
+    own = (*server_process.options_of(arguments.server, slo, capacity_per_s), *arguments.server_options.split())
     device = device_of(arguments.key)
     log = (arguments.log or Path("serving.log")).with_suffix(".server.log")
     started = (

@@ -17,12 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from serveproof.errors import UserError
+from serveproof.load_records import Slo
 
 SERVER_COMMAND: tuple[str, ...] = (sys.executable, "-m", "serveproof.server")
-# A name that a config can choose -> the options that make a server so.
+# A name that a config can choose -> the options that make a server so. {waiting} is how many may wait at most.
 VARIANTS: dict[str, tuple[str, ...]] = {
     "first_come": ("--policy", "first_come"),
     "fair": ("--policy", "fair"),
+    "bounded": ("--max-waiting", "{waiting}"),
     "chunked": (),
     "whole": ("--no-chunked",),
 }
@@ -30,11 +32,18 @@ START_LIMIT_S, STOP_LIMIT_S = 300.0, 30.0
 LINES_SHOWN = 15
 
 
-def options_of(variant: str) -> tuple[str, ...]:
-    """A variant's options, or UserError listing what there is."""
+def options_of(variant: str, slo: Slo, capacity_per_s: float | None) -> tuple[str, ...]:
+    """A variant's options, or UserError listing what there is.
+
+    A bounded queue is as long as what the server completes in half of the SLO's TTFT: who is let in is still in time.
+    """
     if variant not in VARIANTS:
         raise UserError(f"server '{variant}': there are {', '.join(VARIANTS)}")
-    return VARIANTS[variant]
+    options = VARIANTS[variant]
+    if "{waiting}" in options and capacity_per_s is None:
+        raise UserError(f"server '{variant}': its queue is sized by the capacity; give --capacity or --rate")
+    waiting = max(1, int((capacity_per_s or 0.0) * slo.ttft_ms / 1e3 / 2))
+    return tuple(one.format(waiting=waiting) for one in options)
 
 
 def free_port() -> int:
@@ -63,7 +72,10 @@ def started(model: Path, options: tuple[str, ...], log: Path, threads: int | Non
     port = free_port()
     told = [*SERVER_COMMAND[1:], "--model", str(model), *options]
     command = [SERVER_COMMAND[0], *told, "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else dict(os.environ)
+    # threads that spin while they wait would take the cores that the client and the HTTP layer need
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)

@@ -213,6 +213,7 @@ def test_every_rule_has_its_measured_needs() -> None:
         "profile": {"mode": "minimal", "decoder": {"model": "x"}},
         "distributed": {"model": "x", "nodes": 2},
         "ladder": {"model": "auto"},
+        "serving": {"mode": "load_test"},
     }
     needs = requests.every(["flash_sdp"], values)
     assert {one.rule for one in needs} == set(TABLE["cpu"])
@@ -221,6 +222,7 @@ def test_every_rule_has_its_measured_needs() -> None:
         "profile": {"mode": "none", "decoder": {"model": "x"}},
         "distributed": {"model": "none", "nodes": 1},
         "ladder": {"model": "none"},
+        "serving": {"mode": "none"},
     }
     left = {one.rule for one in requests.every(["flash_sdp"], values)}
-    assert not left & {"profile_pair", "profile_decoder", "inference_serving_multigpu", "ladder"}
+    assert not left & {"profile_pair", "profile_decoder", "inference_serving_multigpu", "ladder", "load_test"}
