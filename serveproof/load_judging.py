@@ -85,7 +85,9 @@ def _overload(record: LoadRecord, steady: LoadRecord) -> Figure:
     overload needs and a steady load never meets."""
     found = _compared(f"overload/{record.server}", OVERLOAD, "good_per_s", record, steady)
     if found.estimate and found.estimate.high < COLLAPSE:
-        reason = f"goodput collapses under overload: wholly below {COLLAPSE:g} of that of {steady.server} at a steady load"
+        reason = (
+            f"goodput collapses under overload: wholly below {COLLAPSE:g} of that of {steady.server} at a steady load"
+        )
         return dataclasses.replace(found, reason=reason)
     return found
 

@@ -107,6 +107,27 @@ def test_a_fair_server_is_seen_to_be_fairer(call: Callable[..., None], fake_serv
     assert fairness["fair"].jain > fairness["first_come"].jain
 
 
+def test_a_bounded_queue_keeps_goodput_up_where_a_long_one_loses_it(
+    call: Callable[..., None], main_error: Callable[..., str], load_script: Callable[[str], ModuleType],
+    fake_server: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    found = {}
+    for server in ("first_come", "bounded"):
+        folder = tmp_path / server
+        call("inference_server_load_test", *small(fake_server, folder), "--duration", 3, "--rate", SLOTS_PER_S,
+             "--scenario", "overload", "--server", server)  # fmt: skip
+        found[server] = read(folder / "overload.json", LoadRecord)
+    runs = {name: record.runs[0] for name, record in found.items()}
+    assert "--max-waiting 8" in found["bounded"].server_command
+    assert runs["bounded"].endings["refused"] > 50
+    assert runs["bounded"].answered_share == 1
+    assert runs["bounded"].good_per_s > 0.7 * SLOTS_PER_S
+    assert runs["bounded"].good_per_s > 2 * runs["first_come"].good_per_s
+    script = load_script("inference_server_load_test")
+    told = main_error(script, "--model", fake_server, "--server", "bounded", "--scenario", "overload")
+    assert "give --capacity or --rate" in told
+
+
 def test_the_sweep_finds_what_the_slots_carry(
     call: Callable[..., None], fake_server: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,7 @@ from tests.workflow.conftest import Checkout, error_line
 ASKED = {
     "pairs": "[flash_sdp]",
     "serving": "{mode: load_test, duration_s: 2, slo: '2000:200', prompts: 'fixed:8', outputs: 'fixed:4', "
-    "servers: {multi_tenant: [first_come, fair], steady: [first_come], bursty: [], overload: [], long_prompts: []}, "
+    "servers: {multi_tenant: [first_come, fair], steady: [first_come], bursty: [], overload: [bounded], long_prompts: []}, "
     "sweep: {loads: [0.5], refinements: 0, percentile: 0.8, confidence: 0.8}}",
 }
 
@@ -37,6 +37,7 @@ def test_load_tests_are_made_judged_and_drawn(checkout: Checkout) -> None:
     assert pl.read_parquet(folder / "fair" / "multi_tenant.requests.parquet").height == record.runs[0].requests
     verdicts = {one.subject: one for one in read(checkout.results / "cpu/judgement.json", Judgement).verdicts}
     assert verdicts["serving/multi_tenant"].verdict == "absent"
+    assert (verdicts["serving/overload/bounded"].value or 0) > 0.5
     assert (verdicts["serving/multi_tenant"].value or 0) > 1
     assert "time to first token, multi tenant" in (checkout.folder / "reports/index.html").read_text()
     assert checkout.planned(**ASKED) == []
