@@ -108,9 +108,8 @@ def test_a_fair_server_is_seen_to_be_fairer(call: Callable[..., None], fake_serv
 
 
 def test_a_bounded_queue_keeps_goodput_up_where_a_long_one_loses_it(
-    call: Callable[..., None], main_error: Callable[..., str], load_script: Callable[[str], ModuleType],
-    fake_server: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    call: Callable[..., None], fake_server: Path, tmp_path: Path
+) -> None:
     found = {}
     for server in ("first_come", "bounded"):
         folder = tmp_path / server
@@ -123,9 +122,6 @@ def test_a_bounded_queue_keeps_goodput_up_where_a_long_one_loses_it(
     assert runs["bounded"].answered_share == 1
     assert runs["bounded"].good_per_s > 0.7 * SLOTS_PER_S
     assert runs["bounded"].good_per_s > 2 * runs["first_come"].good_per_s
-    script = load_script("inference_server_load_test")
-    told = main_error(script, "--model", fake_server, "--server", "bounded", "--scenario", "overload")
-    assert "give --capacity or --rate" in told
 
 
 def test_the_sweep_finds_what_the_slots_carry(
@@ -172,6 +168,7 @@ def test_bad_input_is_one_line(
     assert "one of the two" in main_error(script)
     assert "there are steady" in main_error(script, *model, "--scenario", "calm")
     assert "there are first_come, fair" in main_error(script, *model, "--server", "slow", "--rate", 1)
+    assert "give --capacity or --rate" in main_error(script, *model, "--server", "bounded")
     assert "--slo fast" in main_error(script, *model, "--slo", "fast")
     assert "--prompts" in main_error(script, *model, "--prompts", "fixed:x")
     assert "--runs at least 1" in main_error(script, *model, "--runs", 0)
