@@ -46,7 +46,8 @@ AUTO_TIERS = {"cpu": ("cpu",), "cuda": ("gpu", "reference")}
 class Settings:
     """What one run is to do, on one kind of machine or on several.
 
-    machines, tokens, serving: by hardware key. cases: hardware key -> pair -> list of {case, tier, axes, tolerance_eps}.
+    machines, tokens, serving: by hardware key. cases: hardware key -> pair -> list of {case, tier, axes,
+    tolerance_eps}.
     """
 
     machines: dict[str, Machine]

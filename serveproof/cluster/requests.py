@@ -25,7 +25,16 @@ LEAST_MEMORY_MB, LEAST_MINUTES = 500, 5
 LOGS = {"verify_pair": "verify_{pair}", "measure_pair": "measure_{pair}", "profile_pair": "profile_{pair}"}
 # rules of which several jobs, that are no pair's, share one request
 MANY = {"load_test": "load_test_*"}
-TIMED = ("hardware", "measure_pair", "profile_pair", "profile_decoder", "ladder", "load_sweep", "load_test", "inference_serving_multigpu")
+TIMED = (
+    "hardware",
+    "measure_pair",
+    "profile_pair",
+    "profile_decoder",
+    "ladder",
+    "load_sweep",
+    "load_test",
+    "inference_serving_multigpu",
+)
 ON_THE_DEVICE = (*TIMED, "verify_pair", "perplexity_eval")
 # on the first kind of machine that is a CPU, whatever hardware their records are of
 ONE_CPU = ("prepare_model", "prepare_text", "tokenize_text", "judge", "report")
