@@ -24,7 +24,7 @@ SERVER_COMMAND: tuple[str, ...] = (sys.executable, "-m", "serveproof.server")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "first_come": ("--policy", "first_come"),
     "fair": ("--policy", "fair"),
-    "bounded": ("--max-waiting", "{waiting}"),
+    "bounded": ("--max-queue", "{waiting}"),
     "chunked": (),
     "whole": ("--no-chunked",),
 }

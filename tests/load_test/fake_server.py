@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--host")
     parser.add_argument("--port", type=int)
     parser.add_argument("--policy", default="first_come")
-    parser.add_argument("--max-waiting", type=int, default=200)
+    parser.add_argument("--max-queue", type=int, default=200)
     parser.add_argument("--token-budget", type=int)
     parser.add_argument("--no-chunked", action="store_true")
     parser.add_argument("--die", action="store_true")
@@ -24,7 +24,7 @@ def main() -> None:
     if arguments.die:
         raise SystemExit("planted: no server today")
     gap_ms = 40 if arguments.no_chunked else 10
-    behaviour = Behaviour(first_token_ms=20, gap_ms=gap_ms, slots=4, refuse_beyond=arguments.max_waiting)
+    behaviour = Behaviour(first_token_ms=20, gap_ms=gap_ms, slots=4, refuse_beyond=arguments.max_queue)
     if arguments.policy == "fair":
         State.release = take_turns  # type: ignore[method-assign]
     uvloop.run(serve(arguments.port, behaviour))

@@ -117,7 +117,7 @@ def test_a_bounded_queue_keeps_goodput_up_where_a_long_one_loses_it(
              "--scenario", "overload", "--server", server)  # fmt: skip
         found[server] = read(folder / "overload.json", LoadRecord)
     runs = {name: record.runs[0] for name, record in found.items()}
-    assert "--max-waiting 8" in found["bounded"].server_command
+    assert "--max-queue 8" in found["bounded"].server_command
     assert runs["bounded"].endings["refused"] > 50
     assert runs["bounded"].answered_share == 1
     assert runs["bounded"].good_per_s > 0.7 * SLOTS_PER_S
