@@ -1,4 +1,4 @@
-# make report | test | bench | slurm-check | lint | lock | clean | help. Each sets up what it needs.
+# make report | test | test-clients | bench | slurm-check | lint | lock | clean | help. Each sets up what it needs.
 #   make report PYTHON=/path/python             the Python that .venv is made with
 #   make report PYTHON=/path/python VENV=none   use that environment as it is: install nothing
 #   make report PUBLISHED=h200                  render reports/published/h200, measure nothing
@@ -23,9 +23,10 @@ else
   READY := $(VENV)/.ready
   TESTS := $(VENV)/.tests
 endif
+CLIENTS := .venv-clients/.ready
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: report test bench slurm-check lint lock clean help
+.PHONY: report test test-clients bench slurm-check lint lock clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -43,6 +44,9 @@ test: $(TESTS)   ## all tests, a real browser among them
 	@sh tests/install_browser.sh
 	@sh tests/install_prometheus.sh
 	$(PY) -m pytest $(ARGS)
+
+test-clients: $(TESTS) $(CLIENTS) ## guidellm, aiperf and lm-eval against the server (2.3 GB, a few minutes); writes docs/clients.md
+	SERVEPROOF_CLIENTS=$(CURDIR)/.venv-clients/bin $(PY) -m pytest tests/clients $(ARGS)
 
 bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run; how fast the load client is
 	$(PY) scripts/detection_rates.py --samples results/*/pairs/*/samples.parquet
@@ -84,4 +88,10 @@ endif
 
 $(VENV)/.tests: envs/test.txt $(VENV)/.ready
 	$(PY) $(PIP) -r envs/test.txt
+	@touch $@
+
+# Not beside ours: they pin what we pin otherwise. torch comes with the lock, else they bring CUDA's packages.
+$(CLIENTS): envs/clients.txt | $(TESTS)
+	$(PY) -m venv .venv-clients
+	.venv-clients/bin/python $(PIP) -r envs/clients.txt
 	@touch $@

@@ -62,6 +62,8 @@ def main() -> None:
     pinned = [f"{name}=={version}" for name, version in cpu.items()]
     added = resolve([*pinned, *extras["test"]])
     write("test.txt", {n: v for n, v in added.items() if n not in cpu}, "What tests and linters add to cpu.txt.")
+    clients = resolve([TORCH, *extras["clients"]])
+    write("clients.txt", clients, "Load clients and an evaluation harness, in an environment of their own.")
     gpu = resolve_gpu([*pinned, *extras["gpu"]])
     write_conda("gpu.yaml", gpu)
     write("gpu.txt", gpu, "What a machine with an NVIDIA driver installs.")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from serveproof.errors import UserError
 from serveproof.expectations import (
@@ -21,7 +20,7 @@ from serveproof.expectations import (
     judge_interval,
 )
 from serveproof.load_records import LoadRecord
-from serveproof.results import Estimate, Verdict
+from serveproof.results import Estimate, Verdict, VerdictName
 
 # scenario -> (metric, its figure, the server on top, the server below): above 1 the server below is better
 RATIOS = {
@@ -36,16 +35,21 @@ ABSOLUTE = {"ttft_p50_ms": False, "ttft_p99_ms": False, "tpot_p50_ms": False, "o
 METRICS = {**{name: True for name, *_ in RATIOS.values()}, OVERLOAD: True, **ABSOLUTE}
 
 
+# Their figures mean something of a steady run only; overload and a greedy tenant are never steady.
+STEADY = ("steady", "long_prompts")
+Fault = tuple[VerdictName, str]
+
+
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One figure to judge: of what, with which axes, on which machine; or why there is none."""
+    """One figure to judge: of what, with which axes, on which machine. fault: the verdict that it gets whatever is
+    expected, and why."""
 
     subject: str
     metric: str
     estimate: Estimate | None
-    axes: dict[str, Any]
     record: LoadRecord
-    reason: str = ""
+    fault: Fault | None = None
 
 
 def ratio(top: Estimate, below: Estimate) -> Estimate:
@@ -56,39 +60,41 @@ def ratio(top: Estimate, below: Estimate) -> Estimate:
     return Estimate(math.exp(value), math.exp(value - half), math.exp(value + half), "ratio", confidence)
 
 
-def why_not(record: LoadRecord) -> str:
-    """Why a record can't be judged: its client was late, or a request was left without an answer."""
+def fault_of(record: LoadRecord) -> Fault | None:
+    """failed: a request got no answer. inconclusive: the client was late, or what must be steady was not."""
     for run in record.runs:
-        place = f"{record.server}, run {run.number}"
-        if not run.valid:
-            return f"{place}: {run.invalid_reason}"
+        place = f"{record.scenario} of {record.server}, run {run.number}"
         if run.answered_share < 1:
-            return f"{place}: {100 * (1 - run.answered_share):.2f} % of the requests got no answer: {run.endings}"
-    return ""
+            share = 100 * (1 - run.answered_share)
+            return "failed", f"{place}: {share:.2f} % of the requests got no answer: {run.endings}"
+        if not run.valid:
+            return "inconclusive", f"{place}: {run.invalid_reason}"
+        if record.scenario in STEADY and run.steadiness.verdict != "steady":
+            return "inconclusive", f"{place}: not known to be steady: {run.steadiness.reason}"
+    return None
 
 
 def _compared(subject: str, metric: str, figure: str, top: LoadRecord, below: LoadRecord) -> Figure:
-    reason = why_not(top) or why_not(below)
+    """The ratio of one figure of two records."""
     left, right = top.figures.get(figure), below.figures.get(figure)
-    if not reason and (left is None or right is None):
-        reason = f"no {figure}: too few requests; a longer serving.duration_s"
-    if not reason and top.axes != below.axes:
-        reason = f"{top.server} and {below.server} were asked different things"
-    if not reason and left and right and min(left.low, right.low) <= 0:
-        reason = f"the interval of {figure} reaches 0: a longer serving.duration_s"
-    found = ratio(left, right) if left and right and not reason else None
-    return Figure(subject, metric, found, top.axes, top, reason)
+    faults = [fault for fault in (fault_of(top), fault_of(below)) if fault]
+    fault = min(faults, default=None)  # failed before inconclusive
+    if fault is None and top.axes != below.axes:
+        fault = "inconclusive", f"{top.server} and {below.server} were asked different things"
+    if fault is None and (left is None or right is None or min(left.low, right.low) <= 0):
+        fault = "inconclusive", f"too few requests for an interval of {figure}: a longer serving.duration_s"
+    found = ratio(left, right) if left and right and fault is None else None
+    return Figure(subject, metric, found, top, fault)
 
 
 def _overload(record: LoadRecord, steady: LoadRecord) -> Figure:
     """Goodput at twice the capacity over goodput below it, which may be another server's: a bound on the queue is what
     overload needs and a steady load never meets."""
     found = _compared(f"overload/{record.server}", OVERLOAD, "good_per_s", record, steady)
-    if found.estimate and found.estimate.high < COLLAPSE:
-        reason = (
-            f"goodput collapses under overload: wholly below {COLLAPSE:g} of that of {steady.server} at a steady load"
-        )
-        return dataclasses.replace(found, reason=reason)
+    nothing = all(run.good_per_s == 0 for run in record.runs) and all(run.good_per_s for run in steady.runs)
+    if (nothing and fault_of(record) is None) or (found.estimate and found.estimate.high < COLLAPSE):
+        reason = f"goodput collapses under overload: below {COLLAPSE:g} of that of {steady.server} at a steady load"
+        return dataclasses.replace(found, fault=("failed", reason))
     return found
 
 
@@ -102,13 +108,10 @@ def figures(records: Sequence[LoadRecord]) -> Iterator[Figure]:
         steady = by.get((server, "steady")) or next((one for one in records if one.scenario == "steady"), None)
         if scenario == "overload" and steady:
             yield _overload(record, steady)
-        if record.gpus:
-            for metric in ABSOLUTE:
-                reason = why_not(record)
-                yield Figure(
-                    f"{scenario}/{server}", metric, record.figures.get(metric), record.axes, record,
-                    reason or ("" if metric in record.figures else f"no {metric}"),
-                )  # fmt: skip
+        for metric in ABSOLUTE if record.gpus else ():
+            estimate = record.figures.get(metric)
+            fault = fault_of(record) or (None if estimate else ("inconclusive", f"too few requests for {metric}"))
+            yield Figure(f"{scenario}/{server}", metric, estimate, record, fault)
 
 
 def judge(records: Sequence[LoadRecord], expectations: Expectations | None) -> list[Verdict]:
@@ -131,20 +134,19 @@ def judge(records: Sequence[LoadRecord], expectations: Expectations | None) -> l
 
 def _verdict(one: Figure, entry: CaseExpectations | None) -> Verdict:
     subject = f"serving/{one.subject}"
+    made = Verdict(subject, one.metric, "absent", "no expectation for this figure on this hardware")
     figure = one.estimate
-    if figure is None:
-        return Verdict(subject, one.metric, "failed", one.reason)
-    made = Verdict(subject, one.metric, "absent", "no expectation for this figure on this hardware", figure.unit,
-                   figure.value, figure.low, figure.high)  # fmt: skip
-    if one.reason:
-        made.verdict, made.reason = "failed", one.reason
+    if figure is not None:
+        made.unit, made.value, made.low, made.high = figure.unit, figure.value, figure.low, figure.high
+    if figure is None or one.fault:
+        made.verdict, made.reason = one.fault or ("inconclusive", "not measured")
         return made
     wanted = entry.metrics.get(one.metric) if entry else None
     if entry is None or wanted is None:
         return made
     made.expected, made.lower, made.upper = wanted.expected, wanted.lower, wanted.upper
     made.source = f"{wanted.source}; {wanted.note}" if wanted.note else wanted.source
-    if entry.axes != one.axes:
+    if entry.axes != one.record.axes:
         made.verdict, made.reason = "expired", "the expectation is for other axes"
     elif entry.machine != one.record.machine:
         made.verdict = "expired"
@@ -158,15 +160,15 @@ def updated(old: Expectations, records: Sequence[LoadRecord]) -> Expectations:
     """Expectations with what these records measured; what could not be judged keeps its entry."""
     serving = dict(old.serving)
     for one in figures(records):
-        if one.estimate is None or one.reason:
+        if one.estimate is None or one.fault:
             continue
         lower, upper = bounds(one.estimate, "cuda" if one.record.gpus else "cpu")
         entry = serving.get(one.subject)
-        same = entry is not None and entry.axes == one.axes and entry.machine == one.record.machine
+        same = entry is not None and entry.axes == one.record.axes and entry.machine == one.record.machine
         metrics = dict(entry.metrics) if entry and same else {}
         metrics[one.metric] = Expectation(one.estimate.value, lower, upper, one.estimate.unit, MEASURED)
         serving[one.subject] = CaseExpectations(
-            axes=one.axes,
+            axes=one.record.axes,
             code_sha=None,
             machine=one.record.machine,
             metrics=metrics,

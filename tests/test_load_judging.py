@@ -67,16 +67,17 @@ def test_the_ratio_s_interval_covers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "wanted", "told"),
     [
-        ({"valid": False, "invalid_reason": "the client sent late"}, "client sent late"),
-        ({"answered_share": 0.95, "endings": {"ok": 95, "timeout": 5}}, "5.00 % of the requests got no answer"),
+        ({"valid": False, "invalid_reason": "the client sent late"}, "inconclusive", "client sent late"),
+        ({"answered_share": 0.95, "endings": {"ok": 95, "timeout": 5}}, "failed", "5.00 % of the requests got no"),
+        ({"answered_share": 0.95, "valid": False}, "failed", "5.00 % of the requests got no"),
     ],
 )
-def test_a_run_that_can_not_be_trusted_fails(changes: dict[str, Any], told: str) -> None:
+def test_a_run_that_can_not_be_trusted_never_passes(changes: dict[str, Any], wanted: str, told: str) -> None:
     bad = record("fair", "multi_tenant", one=run(**changes), modest_ttft_p90_ms=300)
     verdict = only(load_judging.judge([tenants()[0], bad], expected(tenants())))
-    assert verdict.verdict == "failed"
+    assert verdict.verdict == wanted
     assert told in verdict.reason
     assert expected([tenants()[0], bad]).serving == {}
 
@@ -93,10 +94,20 @@ def test_goodput_that_collapses_is_a_regression() -> None:
     assert "collapses" in collapsed.reason
     assert expected(pair(0.5)).serving == {}, "a collapse is never expected"
     nothing = pair(5)
-    nothing[1].figures["good_per_s"] = Estimate(0, 0, 0, "requests/s")
+    nothing[1].runs[0].good_per_s = 0
+    del nothing[1].figures["good_per_s"]
     verdict = only(load_judging.judge(nothing, known))
-    assert verdict.verdict == "failed"
-    assert "reaches 0" in verdict.reason
+    assert (verdict.verdict, verdict.value) == ("failed", None)
+    assert "collapses" in verdict.reason
+    few = pair(8)
+    few[1].figures["good_per_s"] = Estimate(5, 0, 9, "requests/s")
+    assert only(load_judging.judge(few, known)).verdict == "inconclusive"
+    moving = pair(8)
+    moving[0].runs[0].steadiness.verdict = "not_steady"
+    assert only(load_judging.judge(moving, known)).verdict == "inconclusive"
+    moving = pair(8)
+    moving[1].runs[0].steadiness.verdict = "not_steady"
+    assert only(load_judging.judge(moving, known)).verdict == "met", "overload is never steady"
 
 
 def test_another_workload_machine_or_no_run_never_passes() -> None:

@@ -192,10 +192,12 @@ class Connection(asyncio.Protocol):
             sent = min(tokens, sent + behaviour.tokens_per_chunk)
             last = sent == tokens
             text = '"delta":{"content":" a"}' if chat else '"text":" a"'
+            kind = "chat.completion.chunk" if chat else "text_completion"
             usage = f',"usage":{{"prompt_tokens":{prompt_tokens},"completion_tokens":{sent}}}'
+            finish = '"length"' if last else "null"
             self.chunk(
-                f'{{"choices":[{{"index":0,{text},"finish_reason":{chr(34) + "length" + chr(34) if last else "null"}'
-                f"}}]{usage if behaviour.usage == 'continuous' else ''}}}".encode()
+                f'{{"object":"{kind}","choices":[{{"index":0,{text},"finish_reason":{finish}}}]'
+                f"{usage if behaviour.usage == 'continuous' else ''}}}".encode()
             )
             if last:
                 if behaviour.usage != "none":

@@ -82,11 +82,10 @@ def opened(arguments: argparse.Namespace, capacity_per_s: float | None = None) -
     made = prompts.choose(arguments.model, arguments.text, arguments.route)
     own = (*server_process.options_of(arguments.server, slo, capacity_per_s), *arguments.server_options.split())
     device = device_of(arguments.key)
-    log = (arguments.log or Path("serving.log")).with_suffix(".server.log")
     started = (
         nullcontext((arguments.base_url.rstrip("/"), "running already"))
         if arguments.base_url
-        else server_process.started(arguments.model, own, log, arguments.threads)
+        else server_process.started(arguments.model, own, arguments.log, arguments.threads)
     )
     with nullcontext() if arguments.base_url else lease(device), started as (base_url, command):
         api_key = os.environ.get(API_KEY, "")

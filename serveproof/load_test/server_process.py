@@ -13,8 +13,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from serveproof.errors import UserError
 from serveproof.load_records import Slo
@@ -63,8 +64,12 @@ def healthy(base_url: str) -> bool:
 
 
 @contextmanager
-def started(model: Path, options: tuple[str, ...], log: Path, threads: int | None = None) -> Iterator[tuple[str, str]]:
+def started(
+    model: Path, options: tuple[str, ...], beside: Path | None = None, threads: int | None = None
+) -> Iterator[tuple[str, str]]:
     """Start the server, wait until it is healthy, yield (base URL, its command as a line), end it.
+
+    beside: the caller's log, beside which the server's own is kept; without it that ends with the server.
 
     RuntimeError with the end of its log when it dies or is not healthy in START_LIMIT_S. SIGTERM ends it; one that does
     not end by STOP_LIMIT_S is killed, and that is an error too.
@@ -76,8 +81,11 @@ def started(model: Path, options: tuple[str, ...], log: Path, threads: int | Non
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
     if threads:
         environment["OMP_NUM_THREADS"] = str(threads)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as sink:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="serveproof-server-")))
+        log = beside.with_suffix(".server.log") if beside else folder / "server.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        sink = stack.enter_context(log.open("wb"))
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
         base_url, begun = f"http://127.0.0.1:{port}", time.monotonic()
         try:

@@ -11,6 +11,8 @@ from serveproof.report.charts import Chart
 from serveproof.report.data import LoadTest, Serving
 from serveproof.results import Verdict
 
+ORDER = ("steady", "bursty", "ramp", "trace", "overload", "multi_tenant", "long_prompts")
+
 
 @dataclass(frozen=True)
 class ScenarioView:
@@ -24,9 +26,11 @@ class ScenarioView:
 
 @dataclass(frozen=True)
 class ServingView:
-    """The section. warnings: runs that are invalid or were not steady."""
+    """The section. energy, cost: whether any run has them. warnings: runs that are invalid or were not steady."""
 
     records: list[LoadRecord]
+    energy: bool
+    cost: bool
     scenarios: list[ScenarioView]
     sweep: SweepRecord | None
     sweep_charts: list[Chart]
@@ -36,16 +40,19 @@ class ServingView:
 
 def view(serving: Serving, verdicts: Sequence[Verdict]) -> ServingView:
     """Draw everything."""
-    names = list(dict.fromkeys(test.record.scenario for test in serving.tests))
+    tests = sorted(serving.tests, key=lambda one: (ORDER.index(one.record.scenario), one.record.server))
+    names = list(dict.fromkeys(test.record.scenario for test in tests))
     sweep = serving.sweep
     drawn = [serving_charts.goodput(sweep), serving_charts.pareto(sweep)] if sweep else []
     return ServingView(
-        records=[test.record for test in serving.tests],
-        scenarios=[_scenario(name, [one for one in serving.tests if one.record.scenario == name]) for name in names],
+        records=[test.record for test in tests],
+        energy=any(run.energy.joules_per_output_token for test in tests for run in test.record.runs),
+        cost=any(run.cost_per_million_tokens for test in tests for run in test.record.runs),
+        scenarios=[_scenario(name, [one for one in tests if one.record.scenario == name]) for name in names],
         sweep=sweep,
         sweep_charts=[chart for chart in drawn if chart is not None],
         verdicts=[one for one in verdicts if one.subject.startswith("serving/")],
-        warnings=[line for test in serving.tests for line in _warnings(test.record)],
+        warnings=[line for test in tests for line in _warnings(test.record)],
     )
 
 

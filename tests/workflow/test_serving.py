@@ -11,7 +11,7 @@ from tests.workflow.conftest import Checkout, error_line
 ASKED = {
     "pairs": "[flash_sdp]",
     "serving": "{mode: load_test, duration_s: 2, slo: '2000:200', prompts: 'fixed:8', outputs: 'fixed:4', "
-    "servers: {multi_tenant: [first_come, fair], steady: [first_come], bursty: [], overload: [bounded], "
+    "servers: {multi_tenant: [first_come, fair], steady: [first_come], overload: [bounded], bursty: [], "
     "long_prompts: []}, "
     "sweep: {loads: [0.5], refinements: 0, percentile: 0.8, confidence: 0.8}}",
 }
