@@ -87,5 +87,7 @@ def choose(model: Path | None, text: Path | None, route: str) -> Prompts:
         shape = model / "config.json" if model.is_dir() else model
         vocabulary = int(json.loads(shape.read_text())["vocab_size"])
     except (OSError, ValueError, KeyError):
-        raise UserError(f"--model {model}: has no config.json with a vocab_size; give a model directory or a config.json") from None
+        raise UserError(
+            f"--model {model}: has no config.json with a vocab_size; give a model directory or a config.json"
+        ) from None
     return random_ids(vocabulary)
