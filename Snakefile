@@ -12,6 +12,7 @@ include: "rules/quality.smk"
 include: "rules/engine.smk"
 include: "rules/distributed.smk"
 include: "rules/serving.smk"
+include: "rules/validation.smk"
 include: "rules/report.smk"
 
 
@@ -28,6 +29,7 @@ rule all:
         rules.report.input.decoder,
         rules.report.input.perplexity,
         rules.report.input.ladder,
+        rules.report.input.ranked,
         rules.report.input.judgement,
         rules.report.input.ranks,
         rules.report.input.serving,

@@ -14,6 +14,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from serveproof import config, expectations, load_judging, pairs
+from serveproof.distributed_records import RankedRecord
 from serveproof.errors import UserError
 from serveproof.hardware import key
 from serveproof.load_records import LoadRecord
@@ -60,18 +61,20 @@ def compare(arguments: argparse.Namespace) -> int:
     folder = ROOT / "results" / hardware
     records = [read(path, MeasureRecord) for path in sorted(folder.glob("pairs/*/measure.json"))]
     records = [record for record in records if record.pair in pairs.names()]
-    if not records:
+    ranked = [read(path, RankedRecord) for path in sorted(folder.glob("ranks/*.json"))]
+    if not records and not ranked:
         raise UserError(f"results/{hardware}: nothing measured here yet; run `snakemake --cores all`")
     file = ROOT / f"expectations_{hardware}.json"
     known = expectations.load(file) if file.exists() else None
     tested = [read(path, LoadRecord) for path in sorted(folder.glob("serving/*/*.json"))]
     if arguments.update_expectations:
-        known = load_judging.updated(expectations.updated(known, hardware, records), tested)
+        known = load_judging.updated(expectations.updated(known, hardware, records, ranked), tested)
         write_atomically(file, lambda path: path.write_bytes(encode(known)))
         print(f"{file.name}: rewritten from the cases that passed")
         for line in expectations.too_wide(hardware, records):
             print(line)
     verdicts = expectations.judge_pairs(records, known, hardware) + load_judging.judge(tested, known)
+    verdicts += expectations.judge_ranks(ranked, known)
     perplexity = folder / "perplexity.json"
     if perplexity.exists():
         verdicts += expectations.judge_accuracy(read(perplexity, PerplexityRecord), gate_of(folder / "judgement.json"))

@@ -79,7 +79,34 @@ onstart:
         sys.exit(f"serveproof: {error}")
 
 
+# script of several ranks -> (whether one rank is enough, its options on a CPU, on GPUs)
+VALIDATED = {
+    "multi_gpu_validation": (False, "", "--speed-model llama-8b"),
+    "symmetric_memory_inference": (
+        False,
+        "--validate --model tiny",
+        "--validate --model llama-1b --dtype bf16 --tokens 400 --prompt 256",
+    ),
+    "disaggregated_serving": (
+        False,
+        "--model tiny",
+        "--model llama-8b --dtype bf16 --prompts 512 2048 8192",
+    ),
+    "moe_performance_benchmark": (
+        True,
+        "--model moe-tiny",
+        "--model qwen3-30b-a3b --dtype bf16 --tokens 4096",
+    ),
+    "synthetic_moe_inference_benchmark": (
+        True,
+        "--model moe-tiny",
+        "--model qwen3-30b-a3b --layers 8 --dtype bf16 --requests 64 --prompt 256 --tokens 64",
+    ),
+}
+
+
 wildcard_constraints:
+    validation="|".join(VALIDATED),
     pair="[a-z][a-z0-9_]*",
     hardware="|".join(HARDWARE),
 
@@ -133,6 +160,23 @@ def serving_of(name):
         return SETTINGS.serving[wildcards.hardware][name]
 
     return value
+
+
+def ranks_for(wildcards):
+    """A rank a GPU; two on a CPU, and beside one GPU where one rank is not enough."""
+    gpus = MACHINES[wildcards.hardware].gpu_request[1]
+    if VALIDATION["ranks"] != "auto":
+        return VALIDATION["ranks"]
+    return gpus if gpus > 1 or (gpus == 1 and VALIDATED[wildcards.validation][0]) else 2
+
+
+def options_for(wildcards):
+    """Shapes that fill the device; on the CPU of a machine with GPUs it is said that gloo is meant."""
+    gpus = MACHINES[wildcards.hardware].gpu_request[1]
+    alone_is_enough, on_cpu, on_gpus = VALIDATED[wildcards.validation]
+    if gpus > 1 or (gpus == 1 and alone_is_enough):
+        return on_gpus
+    return on_cpu + (" --device cpu" if gpus else "")
 
 
 def expectations_of(wildcards):

@@ -10,6 +10,11 @@ rule judge:
         ),
         perplexity=rules.perplexity_eval.output.record,
         serving=[f"{one}.json" for one in LOAD_TESTS],
+        ranked=expand(
+            rules.validate_ranks.output[0],
+            validation=VALIDATIONS,
+            allow_missing=True,
+        ),
     output:
         f"{RESULTS}/judgement.json",
     log:
@@ -23,6 +28,7 @@ rule judge:
     shell:
         "python3 scripts/judge.py --key {wildcards.hardware:q} --expectations {input.expectations:q}"
         " --measured {input.measured:q} --perplexity {input.perplexity:q} --serving {input.serving:q}"
+        " --ranked {input.ranked:q}"
         " --max-increase-percent {params.max_increase_percent} --out {output:q} --log {log:q}"
 
 
@@ -45,6 +51,7 @@ rule report:
         perplexity=expand(rules.perplexity_eval.output, hardware=HARDWARE),
         ladder=expand(rules.ladder.output, hardware=HARDWARE) if LADDERS else [],
         judgement=expand(rules.judge.output[0], hardware=HARDWARE),
+        ranked=expand(rules.judge.input.ranked, hardware=HARDWARE),
         serving=expand(LOAD_RECORDS, hardware=HARDWARE),
         ranks=expand(rules.inference_serving_multigpu.output[0], hardware=RANKED),
     output:

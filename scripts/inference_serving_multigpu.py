@@ -8,7 +8,6 @@ through NCCL, a GPU each. Without torchrun it runs as one rank.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 
@@ -17,6 +16,8 @@ import torch.distributed as dist
 
 from serveproof import script
 from serveproof.bench import engine_load
+from serveproof.distributed import group
+from serveproof.distributed.group import ChecksFailed, Ranks
 from serveproof.engine.config import ModelConfig
 from serveproof.engine.engine import Completion, Engine
 from serveproof.engine.kv_cache import DTYPES
@@ -27,26 +28,11 @@ from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.parallel import SINGLE, Group
 from serveproof.engine.sequence import SamplingParams
 from serveproof.engine.start import COMPUTE, Settings, start_with
-from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 from serveproof.pairs import ROOT
 from serveproof.provenance import collect
 from serveproof.results import write
 from serveproof.serving_results import RankShare, TensorParallelRecord
-
-
-def joined(device: str) -> Group:
-    """This process's rank by torchrun's variables; the process group is ready."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return SINGLE
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device == "cuda":
-        if local >= torch.cuda.device_count():
-            raise UserError(f"rank {local} has no GPU: {torch.cuda.device_count()} are visible; start fewer ranks")
-        torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
-    return Group(dist.get_rank(), world)
 
 
 def model_of(arguments: argparse.Namespace, device: str, group: Group) -> Llama:
@@ -89,10 +75,8 @@ def gathered(share: RankShare, world: int) -> list[RankShare]:
     return [one for one in shares if one is not None]
 
 
-def work(arguments: argparse.Namespace) -> None:
-    device = device_of(arguments.key)
-    group = joined(device)
-    torch.set_num_threads(max(1, arguments.threads // group.world))
+def work(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    device, shared = ranks.device.type, ranks.group
     settings = Settings(
         dtype=arguments.dtype,
         device=device,
@@ -101,16 +85,16 @@ def work(arguments: argparse.Namespace) -> None:
         max_model_len=max(arguments.prefill + 1, arguments.prompt + arguments.tokens),
         prefix_caching=False,
     )
-    model = model_of(arguments, device, group)
+    model = ranks.together(lambda: model_of(arguments, device, shared))
     config = model.config
     engine = start_with(model, settings)
-    shares = gathered(share_of(model, engine), group.world)
-    if group.rank == 0:
+    shares = gathered(share_of(model, engine), shared.world)
+    if shared.rank == 0:
         for share in shares:
             begin, end = share.vocabulary
             script.say(
                 arguments.log,
-                f"rank {share.rank} of {group.world}: {share.parameters / 1e6:.1f} M parameters, "
+                f"rank {share.rank} of {shared.world}: {share.parameters / 1e6:.1f} M parameters, "
                 f"{share.bytes / 2**20:.0f} MiB, {share.query_heads} query and {share.kv_heads} KV heads, "
                 f"words {begin} to {end - 1}, cache {share.cache_bytes / 2**20:.0f} MiB",
             )
@@ -120,17 +104,17 @@ def work(arguments: argparse.Namespace) -> None:
     prefill_s = engine_load.prefill_s(engine, arguments.prefill, config.vocab_size, seed=3)
     token_ms = engine_load.token_ms(engine, 16, 24, config.vocab_size)
     equal = None
-    if arguments.check and group.rank == 0:
+    if arguments.check and shared.rank == 0:
         alone = start_with(model_of(arguments, device, SINGLE), settings)
         expected, _ = answers(alone, config, arguments)
         equal = [one.tokens for one in expected] == [one.tokens for one in done]
-    if group.world > 1:
-        dist.barrier()
-    if group.rank == 0:
+    # one rank computes alone meanwhile: the others wait for as long as it takes, not for a collective's limit
+    equal = ranks.from_first(equal)
+    if shared.rank == 0:
         record = TensorParallelRecord(
             hardware=arguments.key,
-            world=group.world,
-            backend=dist.get_backend() if group.world > 1 else "none",
+            world=shared.world,
+            backend=ranks.backend if shared.world > 1 else "none",
             model=model_name(find_model(arguments.model)),
             dtype=arguments.dtype,
             shares=shares,
@@ -143,16 +127,14 @@ def work(arguments: argparse.Namespace) -> None:
             provenance=collect(ROOT),
         )
         print(
-            f"{group.world} ranks: prefill of {arguments.prefill} tokens {1e3 * prefill_s:.1f} ms, {token_ms:.2f} ms a "
-            f"token alone, {record.output_tokens_per_s:.0f} output tokens/s at {arguments.requests} requests; "
+            f"{shared.world} ranks: prefill of {arguments.prefill} tokens {1e3 * prefill_s:.1f} ms, {token_ms:.2f} ms "
+            f"a token alone, {record.output_tokens_per_s:.0f} output tokens/s at {arguments.requests} requests; "
             f"{'not checked' if equal is None else 'equal to one rank' if equal else 'NOT EQUAL to one rank'}"
         )
         if arguments.out:
             write(arguments.out, record)
-    if group.world > 1:
-        dist.destroy_process_group()
     if equal is False:
-        raise UserError("the tokens differ from one rank's; see the record")
+        raise ChecksFailed("the tokens differ from one rank's; see the record")
 
 
 def main() -> None:
@@ -165,7 +147,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of all ranks together")
     parser.add_argument("--check", action="store_true", help="rank 0 computes the same alone and compares the tokens")
     parser.add_argument("--out", type=Path, help="write the record here, as JSON")
-    script.run(work, parser.parse_args())
+    arguments = parser.parse_args()
+    group.run(work, arguments, device_of(arguments.key))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from serveproof.distributed_records import RankedCase, RankedFigure, RankedRecord
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 from serveproof.results import (
@@ -28,6 +29,8 @@ from serveproof.results import (
 )
 
 MEASURED = "measured"
+# the metric of a case of several ranks that has only to be true
+HOLDS = "holds"
 
 
 class Expectation(Record):
@@ -60,11 +63,14 @@ class CaseExpectations(Record):
 
 class Expectations(Record, omit_defaults=True):
     """expectations_{hardware}.json. A case that we did not measure has no provenance. serving: of load tests, by what
-    is compared; serveproof.load_judging knows their metrics. They are not tied to code: all of the engine serves."""
+    is compared; serveproof.load_judging knows their metrics. They are not tied to code: all of the engine serves.
+    ranks: script -> case, of what several ranks did together.
+    """
 
     hardware: str
     pairs: dict[str, dict[str, CaseExpectations]]
     serving: dict[str, CaseExpectations] = msgspec.field(default_factory=dict)
+    ranks: dict[str, dict[str, CaseExpectations]] = msgspec.field(default_factory=dict)
 
 
 # metric -> (is higher better, the figure in a passed case)
@@ -138,30 +144,46 @@ def _judge_case(record: MeasureRecord, case: MeasureCase, entry: CaseExpectation
     for metric, (higher_is_better, figure_of) in metrics.items():
         figure = figure_of(case)
         assert figure is not None  # noqa: S101 - a passed case has every figure
-        seen = {"value": figure.value, "low": figure.low, "high": figure.high, "unit": figure.unit}
-        if entry is None:
-            yield _verdict(subject, metric, "absent", "no expectation for this case on this hardware", **seen)
-            continue
-        wanted = entry.metrics[metric]
-        seen |= {
-            "expected": wanted.expected,
-            "lower": wanted.lower,
-            "upper": wanted.upper,
-            "source": f"{wanted.source}; {wanted.note}" if wanted.note else wanted.source,
-        }
-        if entry.axes != case.axes:
-            yield _verdict(subject, metric, "expired", "the expectation is for other axes", **seen)
-        elif entry.machine != record.machine:
-            reason = f"the expectation is for {entry.machine}, this is {record.machine}"
-            yield _verdict(subject, metric, "expired", reason, **seen)
-        elif case.timing and entry.method not in ("", case.timing.method):
-            reason = f"the expectation was measured by {entry.method}, this by {case.timing.method}"
-            yield _verdict(subject, metric, "expired", reason, **seen)
-        elif entry.code_sha is not None and entry.code_sha != record.code_sha:
-            yield _verdict(subject, metric, "expired", "the pair's code changed since the expectation", **seen)
-        else:
-            verdict, reason = judge_interval(figure, wanted.lower, wanted.upper, higher_is_better)
-            yield _verdict(subject, metric, verdict, reason, **seen)
+        code_sha, method = record.code_sha, case.timing.method if case.timing else ""
+        yield _judge_figure(
+            subject, metric, figure, higher_is_better, entry, case.axes, record.machine, code_sha, method
+        )
+
+
+def _judge_figure(
+    subject: str,
+    metric: str,
+    figure: Estimate,
+    higher_is_better: bool,
+    entry: CaseExpectations | None,
+    axes: dict[str, Any],
+    machine: str,
+    code_sha: str,
+    method: str,
+) -> Verdict:
+    """One figure against its case's expectations, if those are for these axes, this machine, clock and code."""
+    seen: dict[str, Any] = {"value": figure.value, "low": figure.low, "high": figure.high, "unit": figure.unit}
+    wanted = entry.metrics.get(metric) if entry else None
+    if entry is None or wanted is None:
+        return _verdict(subject, metric, "absent", "no expectation for this case on this hardware", **seen)
+    seen |= {
+        "expected": wanted.expected,
+        "lower": wanted.lower,
+        "upper": wanted.upper,
+        "source": f"{wanted.source}; {wanted.note}" if wanted.note else wanted.source,
+    }
+    if entry.axes != axes:
+        return _verdict(subject, metric, "expired", "the expectation is for other axes", **seen)
+    if entry.machine != machine:
+        reason = f"the expectation is for {entry.machine}, this is {machine}"
+        return _verdict(subject, metric, "expired", reason, **seen)
+    if method and entry.method not in ("", method):
+        reason = f"the expectation was measured by {entry.method}, this by {method}"
+        return _verdict(subject, metric, "expired", reason, **seen)
+    if entry.code_sha is not None and entry.code_sha != code_sha:
+        return _verdict(subject, metric, "expired", "the code changed since the expectation", **seen)
+    verdict, reason = judge_interval(figure, wanted.lower, wanted.upper, higher_is_better)
+    return _verdict(subject, metric, verdict, reason, **seen)
 
 
 def judge_pairs(records: list[MeasureRecord], expectations: Expectations | None, hardware: str) -> list[Verdict]:
@@ -182,6 +204,42 @@ def judge_pairs(records: list[MeasureRecord], expectations: Expectations | None,
     expected = {f"{pair}/{name}" for pair, cases in known.items() for name, case in cases.items() if case.code_sha}
     verdicts += [
         _verdict(subject, "speedup", "absent", "expected, but not measured in this run")
+        for subject in sorted(expected - there)
+    ]
+    return verdicts
+
+
+def judged_figures(record: RankedRecord, case: RankedCase) -> dict[str, RankedFigure]:
+    """What a case of several ranks is judged by: on a CPU ratios alone, for a shared one gives no times."""
+    return {name: one for name, one in case.figures.items() if record.device == "cuda" or one.ratio}
+
+
+def judge_ranks(records: list[RankedRecord], expectations: Expectations | None) -> list[Verdict]:
+    """Whether each case held, and a verdict a judged figure. Subject: script/case."""
+    known = expectations.ranks if expectations else {}
+    verdicts = []
+    for record in records:
+        for case in record.cases:
+            subject = f"{record.script}/{case.case}"
+            if case.status == "skipped":
+                verdicts.append(_verdict(subject, HOLDS, "skipped", case.reason))
+                continue
+            if case.status != "passed":
+                verdicts.append(_verdict(subject, HOLDS, "failed", f"{case.status}: {case.reason}"))
+                continue
+            verdicts.append(_verdict(subject, HOLDS, "met", case.reason))
+            entry = known.get(record.script, {}).get(case.case)
+            for name, one in judged_figures(record, case).items():
+                verdicts.append(
+                    _judge_figure(
+                        subject, name, one.estimate, one.higher_is_better, entry, case.axes, record.machine,
+                        record.code_sha, "",
+                    )
+                )  # fmt: skip
+    there = {f"{record.script}/{case.case}" for record in records for case in record.cases}
+    expected = {f"{name}/{case}" for name, cases in known.items() for case in cases}
+    verdicts += [
+        _verdict(subject, HOLDS, "absent", "expected, but not measured in this run")
         for subject in sorted(expected - there)
     ]
     return verdicts
@@ -249,7 +307,9 @@ def too_wide(hardware: str, records: list[MeasureRecord]) -> list[str]:
     return lines
 
 
-def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord]) -> Expectations:
+def updated(
+    old: Expectations | None, hardware: str, records: list[MeasureRecord], ranked: list[RankedRecord] | None = None
+) -> Expectations:
     """Expectations from the cases that passed; what did not run, or did not pass, keeps its old entry.
 
     A figure that spreads too much gets none (`too_wide` names them).
@@ -269,14 +329,7 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
             for metric, figure in _figures(case, device).items():
                 if _is_wide(figure, device):
                     continue
-                lower, upper = bounds(figure, device)
-                metrics[metric] = Expectation(
-                    expected=figure.value,
-                    lower=lower,
-                    upper=upper,
-                    unit=figure.unit,
-                    source=MEASURED,
-                )
+                metrics[metric] = _expectation(figure, device)
             if not metrics:
                 # An entry without a figure would let the case pass without a verdict; without one it is `absent`.
                 found.get(record.pair, {}).pop(case.case, None)
@@ -290,7 +343,40 @@ def updated(old: Expectations | None, hardware: str, records: list[MeasureRecord
                 method=case.timing.method if case.timing else "",
                 provenance=record.provenance,
             )
-    return Expectations(hardware=hardware, pairs=found, serving=old.serving if old else {})
+    serving, ranks = (old.serving if old else {}), _updated_ranks(old, device, ranked or [])
+    return Expectations(hardware=hardware, pairs=found, serving=serving, ranks=ranks)
+
+
+def _updated_ranks(
+    old: Expectations | None, device: str, records: list[RankedRecord]
+) -> dict[str, dict[str, CaseExpectations]]:
+    """The same of several ranks' figures: those that are judged, and don't spread too much."""
+    found = {name: dict(cases) for name, cases in (old.ranks if old else {}).items()}
+    for record in records:
+        for case in record.cases:
+            if case.status != "passed":
+                continue
+            metrics = {
+                name: _expectation(one.estimate, device)
+                for name, one in judged_figures(record, case).items()
+                if not _is_wide(one.estimate, device)
+            }
+            if not metrics:
+                found.get(record.script, {}).pop(case.case, None)
+                continue
+            found.setdefault(record.script, {})[case.case] = CaseExpectations(
+                axes=case.axes,
+                code_sha=record.code_sha,
+                machine=record.machine,
+                metrics=metrics,
+                provenance=record.provenance,
+            )
+    return found
+
+
+def _expectation(figure: Estimate, device: str) -> Expectation:
+    lower, upper = bounds(figure, device)
+    return Expectation(expected=figure.value, lower=lower, upper=upper, unit=figure.unit, source=MEASURED)
 
 
 def _iterations(timing: Timing) -> str:

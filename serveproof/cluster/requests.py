@@ -24,7 +24,7 @@ LEAST_MEMORY_MB, LEAST_MINUTES = 500, 5
 # log name of a pair's jobs
 LOGS = {"verify_pair": "verify_{pair}", "measure_pair": "measure_{pair}", "profile_pair": "profile_{pair}"}
 # rules of which several jobs, that are no pair's, share one request
-MANY = {"load_test": "load_test_*"}
+MANY = {"load_test": "load_test_*", "validate_ranks": "validate_*"}
 TIMED = (
     "hardware",
     "measure_pair",
@@ -33,7 +33,7 @@ TIMED = (
     "ladder",
     "load_sweep",
     "load_test",
-    "inference_serving_multigpu",
+    "inference_serving_multigpu", "validate_ranks",
 )
 ON_THE_DEVICE = (*TIMED, "verify_pair", "perplexity_eval")
 # on the first kind of machine that is a CPU, whatever hardware their records are of
@@ -166,6 +166,7 @@ class Requests:
             *([] if profiled else ["profile_pair"]),
             *([] if profiled and decoder else ["profile_decoder"]),
             *([] if values["serving"]["mode"] != "none" else ["load_sweep", "load_test"]),
+            *([] if values["validation"]["ranks"] != "none" else ["validate_ranks"]),
             *([] if values["ladder"]["model"] != "none" else ["ladder"]),
             *([] if spread["model"] != "none" else ["inference_serving_multigpu"]),
         }

@@ -70,6 +70,32 @@ class BlockManager:
                 before = key
         return blocks, keys
 
+    def adopt(self, tokens: list[int]) -> tuple[list[int], list[int]]:
+        """(pages, blocks): a block for each leading page of `tokens` that `find` would use and does not know yet.
+
+        The caller writes their keys and values, computed elsewhere, before the next step. As many as can be had;
+        prefix_caching must be on, for content that comes from elsewhere is found by its name.
+        """
+        known, keys = self.find(tokens)
+        before = keys[-1] if keys else ROOT
+        pages: list[int] = []
+        blocks: list[int] = []
+        for page in range(len(known), (len(tokens) - 1) // self.page_size if self.prefix_caching else 0):
+            part = self._part(tokens, page)
+            key = key_of(before, part)
+            # a later page may be known although an earlier one was forgotten
+            if key not in self.block_of:
+                if not self.free:
+                    break
+                block = self.free.popleft()
+                self.block_of[key], self.content[block] = block, (key, before, part)
+                pages.append(page)
+                blocks.append(block)
+            before = key
+        for block in reversed(blocks):
+            self.kept[block] = None
+        return pages, blocks
+
     def unused(self, blocks: list[int]) -> int:
         """How many of these count as available now: sharing them takes them away."""
         return sum(not self.references[block] for block in blocks)

@@ -74,6 +74,8 @@ def load_model(
     directory = Path(directory)
     files = weight_files(directory)
     config = read_config(directory / "config.json")
+    if group.expert_parallel and config.experts:
+        raise UserError(f"{directory}: experts of a checkpoint are split by width; expert parallel takes a config.json")
     model = _blank(config, group)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     places = _places(config)
@@ -119,13 +121,14 @@ def random_model(
             state[name] = torch.ones(tensor.shape, dtype=dtype, device=device)
             continue
         shape, split = list(tensor.shape), splits[name]
-        stacked = tensor.dim() == 3  # of an expert the split is that of its own matrix
-        dim = None if split is None else split + stacked
+        stacked = tensor.dim() == 3  # of an expert the split is that of its own matrix, or of the stack
+        whole_experts = stacked and group.expert_parallel
+        dim = 0 if whole_experts else None if split is None else split + stacked
         if dim is not None:
             shape[dim] *= group.world
         drawn = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         if dim is not None and group.world > 1:
-            halves = drawn.chunk(2, dim) if name.endswith("gate_up") else (drawn,)
+            halves = drawn.chunk(2, dim) if name.endswith("gate_up") and not whole_experts else (drawn,)
             drawn = torch.cat([half.chunk(group.world, dim)[group.rank] for half in halves], dim)
         inputs = shape[-1]
         state[name] = drawn.mul_(inputs**-0.5)
@@ -157,10 +160,20 @@ def load_or_draw(
     return random_model(read_config(path), seed, dtype, device, group)
 
 
-def _blank(config: ModelConfig, group: Group) -> Llama:
+def check_shares(config: ModelConfig, group: Group) -> None:
+    """UserError, naming the field, unless the ranks can share the model."""
     counts = {"num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.num_key_value_heads}
-    width = config.experts.intermediate_size if config.experts else config.intermediate_size
-    check(counts | {"intermediate_size": width, "vocab_size": config.vocab_size}, group.world)
+    if config.experts and group.expert_parallel:
+        counts |= {"num_experts": config.experts.count}
+    else:
+        counts |= {
+            "intermediate_size": config.experts.intermediate_size if config.experts else config.intermediate_size
+        }
+    check(counts | {"vocab_size": config.vocab_size}, group.world)
+
+
+def _blank(config: ModelConfig, group: Group) -> Llama:
+    check_shares(config, group)
     with torch.device("meta"):
         return Llama(config, group)
 

@@ -6,6 +6,7 @@ Column split of what comes first in a block, row split of what ends it, one all-
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,13 +17,22 @@ from torch import Tensor
 from serveproof.errors import UserError
 from serveproof.nvtx_ranges import ranged
 
+# sum(x): x summed over the ranks, in place or not, or None where this way doesn't take such an x
+Sum = Callable[[Tensor], Tensor | None]
+
 
 @dataclass(frozen=True)
 class Group:
-    """A rank of `world`, in torch.distributed's default group."""
+    """A rank of `world`, in torch.distributed's default group.
+
+    expert_parallel: a rank holds some experts whole, not a share of every expert's width. direct: a faster sum for
+    some tensors (serveproof.ops.peer_all_reduce), asked before torch.distributed.
+    """
 
     rank: int = 0
     world: int = 1
+    expert_parallel: bool = False
+    direct: Sum | None = None
 
     def share(self, count: int) -> int:
         """A rank's share of `count` heads, columns or words; `check` has seen to it that it divides."""
@@ -33,6 +43,9 @@ class Group:
         """The sum of every rank's x, at every rank."""
         if self.world == 1:
             return x
+        summed = None if self.direct is None else self.direct(x)
+        if summed is not None:
+            return summed
         dist.all_reduce(x)
         return x
 
@@ -46,6 +59,9 @@ class Group:
 
 
 SINGLE = Group()
+# torch 2.13 has new names for these two, and warns of the old
+gather_rows: Callable[..., object] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+scatter_sums: Callable[..., object] = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
 
 def check(counts: dict[str, int], world: int) -> None:

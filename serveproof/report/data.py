@@ -14,6 +14,7 @@ import polars as pl
 
 from serveproof import results
 from serveproof.cluster.usage import JobUsage, usages
+from serveproof.distributed_records import RankedRecord
 from serveproof.errors import UserError
 from serveproof.load_records import LoadRecord, SweepRecord
 from serveproof.profile_records import DecoderProfileRecord, ProfileRecord
@@ -81,6 +82,7 @@ class Machine:
     ladders: list[LadderRecord] = field(default_factory=list)
     loads: list[EngineRecord] = field(default_factory=list)
     serving: Serving | None = None
+    ranked: list[RankedRecord] = field(default_factory=list)
     absent: list[Absent] = field(default_factory=list)
     jobs: list[JobUsage] = field(default_factory=list)
 
@@ -108,6 +110,7 @@ def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
     decoder = _whole(folder / "decoder_profile.json", DecoderProfileRecord, "Decoder profile", absent)
     ladders = _all(folder, "engine/ladder*.json", LadderRecord, "Ladder", absent)
     loads = _all(folder, "engine/load*.json", EngineRecord, "Engine under load", absent)
+    ranked = _all(folder, "ranks/*.json", RankedRecord, "Several ranks", absent)
     return Machine(
         folder,
         hardware,
@@ -119,6 +122,7 @@ def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
         ladders=ladders,
         loads=loads,
         serving=_serving(folder / "serving", absent),
+        ranked=ranked,
         absent=absent,
         jobs=usages(folder / "logs"),
     )

@@ -18,6 +18,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from serveproof.distributed_records import RankedRecord
 from serveproof.report import (
     accuracy_charts,
     charts,
@@ -26,6 +27,7 @@ from serveproof.report import (
     numbers,
     pair_charts,
     profile_view,
+    ranks_charts,
     serving_view,
     summary,
     words,
@@ -90,6 +92,14 @@ class LadderView:
 
 
 @dataclass(frozen=True)
+class RankedView:
+    """What one script did over several ranks."""
+
+    record: RankedRecord
+    charts: list[Chart]
+
+
+@dataclass(frozen=True)
 class MachineView:
     """What the sections of one machine show; `id` is ours, so that no name from a record becomes an anchor."""
 
@@ -105,6 +115,7 @@ class MachineView:
     decoder: list[CaseView]
     ladders: list[LadderView]
     serving: ServingView | None
+    ranks: list[RankedView]
     injected_percent: float
     jobs: list[JobRow]
 
@@ -184,6 +195,7 @@ def view_machine(machine: Machine, number: int) -> MachineView:
         gates=gates,
         decoder=profile_view.decoder(machine.decoder, machine.hardware.ceilings) if machine.decoder else [],
         ladders=[LadderView(one, engine_charts.waterfall(one)) for one in machine.ladders],
+        ranks=[RankedView(one, ranks_charts.of(one)) for one in machine.ranked],
         accuracy=[chart for chart in accuracy if chart is not None],
         serving=serving_view.view(machine.serving, summary.verdicts(machine)) if machine.serving else None,
         injected_percent=max(

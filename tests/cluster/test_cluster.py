@@ -214,6 +214,7 @@ def test_every_rule_has_its_measured_needs() -> None:
         "distributed": {"model": "x", "nodes": 2},
         "ladder": {"model": "auto"},
         "serving": {"mode": "load_test"},
+        "validation": {"ranks": "auto"},
     }
     needs = requests.every(["flash_sdp"], values)
     assert {one.rule for one in needs} == set(TABLE["cpu"])
@@ -223,6 +224,7 @@ def test_every_rule_has_its_measured_needs() -> None:
         "distributed": {"model": "none", "nodes": 1},
         "ladder": {"model": "none"},
         "serving": {"mode": "none"},
+        "validation": {"ranks": "none"},
     }
     left = {one.rule for one in requests.every(["flash_sdp"], values)}
-    assert not left & {"profile_pair", "profile_decoder", "inference_serving_multigpu", "ladder", "load_test"}
+    assert not left & {"profile_pair", "profile_decoder", "inference_serving_multigpu", "ladder", "load_test", "validate_ranks"}

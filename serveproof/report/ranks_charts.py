@@ -1,0 +1,163 @@
+"""Charts of several ranks: bandwidth between peers, all-reduce by size, hand-over against recompute, experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from serveproof.distributed_records import RankedRecord
+from serveproof.report import charts
+from serveproof.report.charts import Chart, Column
+from serveproof.report.numbers import figure
+
+WAYS = [charts.OPTIMIZED, charts.BASELINE, charts.THIRD, charts.MUTED]
+
+
+def of(record: RankedRecord) -> list[Chart]:
+    """Every chart that the record has something for."""
+    found = (matrix(record), all_reduce(record), hand_over(record), expert_layers(record))
+    return [chart for chart in found if chart is not None]
+
+
+def matrix(record: RankedRecord) -> Chart | None:
+    """Bandwidth from each rank to each other."""
+    if record.matrix is None:
+        return None
+    rows: list[dict[str, Any]] = [
+        {"source": f"from {source}", "target": f"to {target}", "rate": rate, "label": figure(rate, "bytes/s")}
+        for source, line in enumerate(record.matrix.bandwidth_bytes_per_s)
+        for target, rate in enumerate(line)
+        if rate is not None
+    ]
+    if not rows:
+        return None
+    frame = pl.DataFrame(rows)
+    limit = record.matrix.limit_bytes_per_s
+    places = {"x": alt.X("target:N", title=None), "y": alt.Y("source:N", title=None)}
+    scale = alt.Scale(domain=[0, limit or max(row["rate"] for row in rows)], range=[charts.GRID, charts.OPTIMIZED])
+    cells = charts.base(frame)
+    layers = [
+        cells.mark_rect(opacity=0.45).encode(
+            **places, color=alt.Color("rate:Q", scale=scale, legend=None), tooltip=["source:N", "target:N", "rate:Q"]
+        ),
+        cells.mark_text(fill=charts.INK, aria=False).encode(**places, text="label:N"),
+    ]
+    told = f"; the links of one GPU carry {figure(limit, 'bytes/s')} one way" if limit else "; no link's limit is known"
+    words = ("Bandwidth between ranks", f"{record.matrix.how}{told}.", f"Bandwidth by pair of ranks: {_listed(rows)}")
+    columns = [Column("source", "from"), Column("target", "to"), Column("rate", "bytes/s")]
+    return charts.build(layers, 34 * record.world + 30, words, frame, columns)
+
+
+def _listed(rows: Sequence[dict[str, Any]]) -> str:
+    return "; ".join(f"{row['source']} {row['target']} {row['label']}" for row in rows[:8])
+
+
+def all_reduce(record: RankedRecord) -> Chart | None:
+    """Time of an all-reduce by size, a line each way of making it."""
+    rows = [
+        {"way": one.by, "size": one.bytes, "us": one.time.value, "bus": one.bus_bandwidth_bytes_per_s}
+        for one in record.collectives
+    ]
+    if not rows:
+        return None
+    frame = pl.DataFrame(rows)
+    base = charts.base(frame)
+    encoding = {
+        "x": alt.X("size:Q", scale=alt.Scale(type="log", base=2), axis=alt.Axis(format="~s"), title="bytes"),
+        "y": alt.Y("us:Q", scale=alt.Scale(type="log"), title="µs"),
+        "color": alt.Color("way:N", scale=alt.Scale(range=WAYS)),
+    }
+    layers = [
+        base.mark_line(opacity=0.7).encode(**encoding),
+        base.mark_point(size=55, filled=True).encode(
+            **encoding, shape="way:N", tooltip=["way:N", "size:Q", "us:Q", "bus:Q"]
+        ),
+    ]
+    caption = "All-reduce of bfloat16, the slowest rank's time; checked exactly at each size before it was timed."
+    words = ("All-reduce by size", caption, "Time of an all-reduce against its bytes, one line a way of making it")
+    columns = [
+        Column("way", "by"),
+        Column("size", "bytes"),
+        Column("us", "µs"),
+        Column("bus", "bus bandwidth, bytes/s"),
+    ]
+    return charts.build(layers, 240, words, frame, columns)
+
+
+def hand_over(record: RankedRecord) -> Chart | None:
+    """Time to the decode worker's first token, by prompt length, both ways."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": str(one.prompt_tokens), "way": way, "ms": time.value, "low": time.low, "high": time.high}
+        for one in record.hand_overs
+        for way, time in (("handed over", one.handed_over), ("computed again", one.recomputed))
+    ]
+    if not rows:
+        return None
+    frame = pl.DataFrame(rows)
+    base = charts.base(frame)
+    places = {
+        "y": alt.Y("prompt:N", sort=None, title="prompt tokens"),
+        "yOffset": alt.YOffset("way:N", sort=["handed over", "computed again"]),
+    }
+    scale = alt.Scale(domain=["handed over", "computed again"], range=[charts.OPTIMIZED, charts.BASELINE])
+    layers = [
+        base.mark_bar(opacity=0.8).encode(
+            **places, x=alt.X("ms:Q", title="ms to the first token"), color=alt.Color("way:N", scale=scale),
+            tooltip=["prompt:N", "way:N", "ms:Q", "low:Q", "high:Q"],
+        ),
+        base.mark_rule(aria=False).encode(**places, x="low:Q", x2="high:Q"),
+    ]  # fmt: skip
+    caption = (
+        "At the decode worker, from the end of the prefill to its first token: the pages put into its cache and the "
+        "last page's tokens computed, against the whole prompt computed again. 95 % intervals."
+    )
+    told = "; ".join(f"{row['prompt']} tokens {row['way']} {figure(float(row['ms']), 'ms')}" for row in rows)
+    columns = [
+        Column("prompt", "prompt tokens"), Column("way", "way"), Column("ms", "ms"), Column("low", "low"),
+        Column("high", "high"),
+    ]  # fmt: skip
+    words = ("Hand-over of the cache against recompute", caption, told)
+    return charts.build(layers, 60 * len(record.hand_overs) + 20, words, frame, columns)
+
+
+def expert_layers(record: RankedRecord) -> Chart | None:
+    """Tokens/s of a layer of experts against the traffic's imbalance, by placement and batching."""
+    rows = [
+        {
+            "way": f"{one.placement}, {one.batching}", "traffic": one.traffic, "imbalance": one.imbalance,
+            "rate": one.tokens_per_s, "exchange": 100 * one.exchange_share,
+        }
+        for one in record.expert_layers
+    ]  # fmt: skip
+    if not rows:
+        return None
+    frame = pl.DataFrame(rows)
+    base = charts.base(frame)
+    encoding = {
+        "x": alt.X("imbalance:Q", title="busiest expert's rows over the mean", scale=alt.Scale(zero=False)),
+        "y": alt.Y("rate:Q", title="tokens/s, all ranks", axis=alt.Axis(format="~s")),
+        "color": alt.Color("way:N", scale=alt.Scale(range=WAYS)),
+    }
+    layers = [
+        base.mark_line(opacity=0.6).encode(**encoding),
+        base.mark_point(size=60, filled=True).encode(
+            **encoding, shape="way:N", tooltip=["way:N", "traffic:N", "imbalance:Q", "rate:Q", "exchange:Q"]
+        ),
+    ]
+    caption = (
+        "Router at the tokens: chosen rows travel by all-to-all. Router at the experts: every token travels, sums come "
+        "back. Batching: one grouped product, or a product an expert. Each checked against one rank."
+    )
+    columns = [
+        Column("way", "placement, batching"), Column("traffic", "traffic"), Column("imbalance", "imbalance"),
+        Column("rate", "tokens/s"), Column("exchange", "exchange alone, % of the time"),
+    ]  # fmt: skip
+    words = (
+        "A layer of experts by imbalance",
+        caption,
+        "Tokens/s against imbalance, one line a placement and batching",
+    )
+    return charts.build(layers, 240, words, frame, columns)

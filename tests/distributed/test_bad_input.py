@@ -1,0 +1,121 @@
+"""Bad input of several ranks: one line, from rank 0, every rank ends, none hangs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serveproof.distributed.group import disagreement, sha_of
+from tests.distributed.conftest import ROOT, Started, ended, lines_of
+
+VALIDATION = "scripts/multi_gpu_validation.py"
+
+
+def test_a_world_that_does_not_divide_the_heads(start: Started, tmp_path: Path) -> None:
+    shape = (
+        (ROOT / "config/models/tiny.json").read_text().replace('"num_key_value_heads": 4', '"num_key_value_heads": 1')
+    )
+    (tmp_path / "odd.json").write_text(shape)
+    code, output = ended(start("scripts/inference_serving_multigpu.py", "--model", tmp_path / "odd.json"))
+    assert code != 0
+    (line,) = lines_of(output)
+    assert "num_key_value_heads 1 does not divide by 2 ranks; start a number of ranks that divides it" in line
+
+
+def test_experts_that_do_not_divide(start: Started) -> None:
+    code, output = ended(start("scripts/moe_performance_benchmark.py", "--traffics", "zipf", ranks=3))
+    assert code != 0
+    (line,) = lines_of(output)
+    assert "num_experts 16 does not divide by 3 ranks" in line
+
+
+def test_a_rank_without_a_gpu(start: Started) -> None:
+    code, output = ended(start(VALIDATION, "--key", "2x_h200"))
+    assert code != 0
+    (line,) = lines_of(output)
+    assert "rank 0 has no GPU: 0 visible on its machine; start at most 0 ranks there" in line
+
+
+def rank_by_hand(rank: int, port: int, *arguments: str) -> subprocess.Popen[str]:
+    """One rank with torchrun's variables set by hand: the two may then be told different things."""
+    place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    environment = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    return subprocess.Popen(
+        [sys.executable, VALIDATION, "--threads", "2", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_ranks_that_disagree_on_the_config() -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    both = [rank_by_hand(rank, port, "--seed", str(7 + rank)) for rank in range(2)]
+    (first, said), (second, unsaid) = (ended(process) for process in both)
+    assert (first, second) == (2, 2), said + unsaid
+    (line,) = lines_of(said)
+    assert "seed is 7 on rank 0 and 8 on rank 1; start every rank with the same arguments" in line
+    assert not lines_of(unsaid), "rank 0 alone says it"
+
+
+def test_a_port_in_use(start: Started) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        master = f"127.0.0.1:{taken.getsockname()[1]}"
+        launcher = ("--nodes", "2", "--node-rank", "0", "--master", master)
+        code, output = ended(start(VALIDATION, ranks=1, launcher=launcher))
+    assert code == 2
+    (line,) = lines_of(output)
+    assert f"port {master.partition(':')[2]} of node 0 can't be had" in line
+    assert "choose another with --master" in line
+
+
+@pytest.mark.parametrize(
+    ("launcher", "told"),
+    [
+        (("--nodes", "2", "--master", "nowhere"), "--master nowhere: give node 0's HOST:PORT"),
+        (("--nodes", "2", "--node-rank", "2", "--master", "127.0.0.1:29999"), "--node-rank 2: nodes are numbered"),
+    ],
+)  # fmt: skip
+def test_a_meeting_place_that_can_not_be(start: Started, launcher: tuple[str, ...], told: str) -> None:
+    code, output = ended(start(VALIDATION, ranks=1, launcher=launcher))
+    assert code == 2
+    assert told in lines_of(output)[0]
+
+
+def test_a_rank_that_never_comes_ends_the_waiting(tmp_path: Path) -> None:
+    code = (
+        "from serveproof.distributed.group import joined\n"
+        "with joined('cpu', {}, limit_s=3): pass"
+    )  # fmt: skip
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **place, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert time.monotonic() - started < 45
+    assert "rank 1 did not come within 3 s" in done.stderr
+
+
+def test_the_hash_and_the_key_that_differs() -> None:
+    one = {"seed": 1, "model": "a"}
+    assert sha_of(one) == sha_of({"model": "a", "seed": 1})
+    assert sha_of(one) != sha_of({**one, "seed": 2})
+    assert disagreement([one, dict(one)]) == ""
+    assert "model is 'a' on rank 0 and None on rank 2" in disagreement([one, dict(one), {"seed": 1}])

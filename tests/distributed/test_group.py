@@ -1,0 +1,130 @@
+"""How ranks meet, watch each other and end: two nodes by rendezvous, a rank that stops, a rank whose port is taken."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch.distributed as dist
+
+from serveproof.distributed.heartbeat import Heartbeat
+from serveproof.distributed_records import RankedRecord
+from tests.distributed.conftest import ROOT, Started, ended
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_two_nodes_of_one_rank_each_meet_over_loopback(start: Started, tmp_path: Path) -> None:
+    master = f"127.0.0.1:{free_port()}"
+    out = tmp_path / "record.json"
+    both = [
+        start(
+            "scripts/multi_gpu_validation.py", "--threads", "1", "--out", out, ranks=1,
+            launcher=("--nodes", "2", "--node-rank", str(node), "--master", master),
+        )
+        for node in (1, 0)
+    ]  # fmt: skip
+    for process in both:
+        code, output = ended(process)
+        assert code == 0, output
+    record = msgspec.json.decode(out.read_bytes(), type=RankedRecord)
+    assert (record.world, record.nodes, record.backend) == (2, 2, "gloo")
+    statuses = {case.case: case.status for case in record.cases}
+    assert statuses.pop("all_reduce_by_symmetric_memory") == "skipped"
+    assert statuses.pop("tensor_parallel_speed") == "skipped"
+    assert set(statuses.values()) == {"passed"}, statuses
+    assert {"tensor_parallel_logits", "expert_parallel_layer", "dead_rank_is_noticed"} <= statuses.keys()
+    assert {point.bytes for point in record.collectives} == {2**12, 2**16, 2**20}
+    assert record.matrix is not None
+    assert record.matrix.bandwidth_bytes_per_s[0][1] > 1e6
+    assert record.matrix.bandwidth_bytes_per_s[0][0] is None
+
+
+STOPPED = """
+import torch.distributed as dist, time, torch
+from serveproof.distributed.group import joined
+with joined("cpu", {}, limit_s=40, beat_s=0.1, silence_s=1.5) as ranks:
+    dist.barrier()
+    print("ready", flush=True)
+    while True:
+        dist.all_reduce(torch.ones(4))
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("signal_sent", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_rank_that_stops_or_dies_is_noticed_within_seconds(signal_sent: signal.Signals) -> None:
+    """A stopped process keeps its connections: no collective fails, the heartbeat alone tells."""
+    port = free_port()
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", STOPPED], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        assert [process.stdout.readline() for process in both] == ["ready\n"] * 2  # type: ignore[union-attr]
+        both[1].send_signal(signal_sent)
+        started = time.monotonic()
+        _, error = both[0].communicate(timeout=20)
+        assert time.monotonic() - started < 10
+        assert both[0].returncode != 0
+        if signal_sent == signal.SIGSTOP:
+            assert "serveproof: rank 0: rank 1 gives no sign of life; ending" in error
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
+
+
+def test_a_port_that_rank_0_can_not_have() -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [sys.executable, "scripts/multi_gpu_validation.py"], cwd=ROOT, capture_output=True, text=True, timeout=60,
+            env={**os.environ, **place, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert f"rank 0: 127.0.0.1:{place['MASTER_PORT']} can't be had" in done.stderr
+
+
+def test_a_heart_that_beats_is_not_lost_and_one_that_ended_well_neither() -> None:
+    store = dist.HashStore()
+    lost: list[int] = []
+    hearts = [Heartbeat(store, rank, 2, lost.append, beat_s=0.02, silence_s=0.2) for rank in range(2)]
+    for heart in hearts:
+        heart.first()
+    for heart in hearts:
+        heart.start()
+    time.sleep(0.6)
+    assert lost == []
+    hearts[1].stop()
+    time.sleep(0.6)
+    assert lost == [], "a rank that said that it is done is not dead"
+    hearts[0].stop()
+
+
+def test_a_heart_that_stops_is_lost() -> None:
+    store = dist.HashStore()
+    lost: list[int] = []
+    hearts = [Heartbeat(store, rank, 2, lost.append, beat_s=0.02, silence_s=0.2) for rank in range(2)]
+    for heart in hearts:
+        heart.first()
+    hearts[0].start()
+    hearts[0].thread.join(5)
+    assert lost == [1]

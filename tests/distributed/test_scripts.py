@@ -1,0 +1,112 @@
+"""The scripts of several ranks over two gloo ranks, small; and what they say when something does not hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from serveproof.distributed import expert_serving
+from serveproof.distributed.equality import config_for
+from serveproof.distributed_records import RankedRecord
+from serveproof.engine.loader import random_model
+from serveproof.engine.parallel import SINGLE
+from tests.distributed.conftest import Started, ended, lines_of
+
+
+def record_of(start: Started, out: Path, script: str, *arguments: object) -> RankedRecord:
+    code, output = ended(start(f"scripts/{script}.py", "--threads", "2", "--out", out, *arguments))
+    assert code == 0, output
+    return msgspec.json.decode(out.read_bytes(), type=RankedRecord)
+
+
+def test_replicas_are_equal_and_a_corrupted_page_is_caught(start: Started, tmp_path: Path) -> None:
+    record = record_of(
+        start, tmp_path / "r.json", "symmetric_memory_inference", "--model", "tiny", "--validate", "--tokens", "28"
+    )
+    found = {case.case: case for case in record.cases}
+    assert {case.status for case in record.cases} == {"passed"}
+    assert found["pages_equal_after_every_step"].axes["transport"] == "gloo"
+    assert found["pages_equal_after_every_step"].axes["pages_put"] > 100
+    assert "found [[], [" in found["corrupted_page_is_caught"].reason
+    assert found["replica_skew"].figures["p99"].estimate.value > 0
+    assert any("no symmetric memory: symmetric memory is mapped between GPUs" in note for note in record.notes)
+
+
+def test_one_rank_says_what_is_missing(start: Started) -> None:
+    code, output = ended(start("scripts/symmetric_memory_inference.py", "--model", "tiny", ranks=1))
+    assert code == 0
+    assert "skipped: replicas: one rank has nowhere to keep a copy: start two" in output
+
+
+def test_hand_over_gives_the_tokens_of_recompute(start: Started, tmp_path: Path) -> None:
+    record = record_of(
+        start, tmp_path / "h.json", "disaggregated_serving", "--model", "tiny", "--prompts", "70", "--runs", "3",
+        "--tokens", "5",
+    )  # fmt: skip
+    (point,) = record.hand_overs
+    # tiny: 4 layers, k and v, 16 tokens, 4 heads of 32, float32; pages up to the one with the last token
+    assert point.bytes == 4 * (4 * 2 * 16 * 4 * 32 * 4)
+    assert point.equal
+    assert point.speedup.low <= point.speedup.value <= point.speedup.high
+    assert {case.case: case.status for case in record.cases} == {
+        "corrupted_page_is_caught": "passed",
+        "hand_over_70": "passed",
+    }
+
+
+def test_hand_over_takes_pairs(start: Started) -> None:
+    code, output = ended(start("scripts/disaggregated_serving.py", "--model", "tiny", ranks=3))
+    assert code != 0
+    (line,) = lines_of(output)
+    assert "3 ranks: a prefill and a decode worker make a pair; start an even number" in line
+
+
+def test_experts_by_imbalance(start: Started, tmp_path: Path) -> None:
+    record = record_of(
+        start, tmp_path / "e.json", "moe_performance_benchmark", "--tokens", "48", "--traffics", "uniform",
+        "adversarial", "--samples", "3", "--calls", "2",
+    )  # fmt: skip
+    ways = {(one.traffic, one.placement, one.batching) for one in record.expert_layers}
+    assert len(ways) == 8
+    even, odd = (
+        next(one for one in record.expert_layers if one.traffic == kind) for kind in ("uniform", "adversarial")
+    )
+    assert odd.imbalance > 2 * even.imbalance
+    # two experts get everything: at worst both are one rank's
+    assert 1 <= odd.rank_imbalance <= 2
+    assert all(one.exchange_share > 0 and one.error < 1e-4 for one in record.expert_layers)
+
+
+def test_a_decoder_with_experts_drops_nothing(start: Started, tmp_path: Path) -> None:
+    record = record_of(
+        start, tmp_path / "s.json", "synthetic_moe_inference_benchmark", "--traffics", "adversarial", "--runs", "2",
+        "--requests", "3", "--tokens", "4",
+    )  # fmt: skip
+    (load,) = record.expert_loads
+    assert (load.dropped, load.active_experts) == (0, 4), "two experts in each of two layers"
+    assert load.rows == load.computed > 0
+    assert "tokens equal to one rank's" in record.cases[0].reason
+
+
+def test_a_dropped_row_would_be_counted() -> None:
+    """A batching with a capacity, as GShard's: what is beyond it is not computed, and the count says so."""
+    model = random_model(config_for(1, experts=True), 1, torch.float32, "cpu", SINGLE)
+    counted = expert_serving.follow(model, "adversarial", 0, torch.device("cpu"))
+    for layer in expert_serving.layers_of(model):
+        inner = layer.batching
+        layer.batching = lambda x, a, b, ends, inner=inner: inner(x, a, b, ends.clamp(max=5))
+    with torch.inference_mode():
+        model.full(torch.arange(12).view(1, 12))
+    assert int(counted.chosen_E.sum()) == 3 * 12 * 2
+    assert int(counted.computed) == 3 * 5
+
+
+@pytest.mark.parametrize("script", ["moe_performance_benchmark", "synthetic_moe_inference_benchmark"])
+def test_a_model_without_experts_is_told(start: Started, script: str) -> None:
+    code, output = ended(start(f"scripts/{script}.py", "--model", "tiny"))
+    assert code != 0
+    (line,) = lines_of(output)
+    assert "--model tiny: has no experts" in line
