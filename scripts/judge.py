@@ -2,7 +2,8 @@
 expectations_{hardware}.json, every precision against the gate.
 
 Needs measure.json of each pair, perplexity.json and the records of load tests and of several ranks. Writes
-results.Judgement; a regression is a verdict there, not an error of this script (compare.py turns verdicts into an exit code).
+results.Judgement; a regression is a verdict there, not an error of this script (compare.py turns verdicts into an exit
+code).
 """
 
 from __future__ import annotations

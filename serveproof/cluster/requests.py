@@ -33,7 +33,8 @@ TIMED = (
     "ladder",
     "load_sweep",
     "load_test",
-    "inference_serving_multigpu", "validate_ranks",
+    "inference_serving_multigpu",
+    "validate_ranks",
 )
 ON_THE_DEVICE = (*TIMED, "verify_pair", "perplexity_eval")
 # on the first kind of machine that is a CPU, whatever hardware their records are of

@@ -227,4 +227,11 @@ def test_every_rule_has_its_measured_needs() -> None:
         "validation": {"ranks": "none"},
     }
     left = {one.rule for one in requests.every(["flash_sdp"], values)}
-    assert not left & {"profile_pair", "profile_decoder", "inference_serving_multigpu", "ladder", "load_test", "validate_ranks"}
+    assert not left & {
+        "profile_pair",
+        "profile_decoder",
+        "inference_serving_multigpu",
+        "ladder",
+        "load_test",
+        "validate_ranks",
+    }

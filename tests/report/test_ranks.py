@@ -46,7 +46,9 @@ def record(text: str = "") -> RankedRecord:
             RankedCase("tensor_parallel_speed", {}, "skipped", "no model was named"),
         ],
         provenance=fake_results.provenance(),
-        collectives=[CollectivePoint("all_reduce", by, 8192, near(us, "us"), 1e9) for by, us in (("nccl", 11), ("push", 3))],
+        collectives=[
+            CollectivePoint("all_reduce", by, 8192, near(us, "us"), 1e9) for by, us in (("nccl", 11), ("push", 3))
+        ],
         matrix=PeerMatrix([[None, 4.4e11], [4.5e11, None]], 4.77e11, [f"GPU 0: 18 NVLinks active{text}"], "copies"),
         hand_overs=[HandOverPoint(512, 2**20, "symmetric memory", near(1), near(2), near(8), near(4, "x"), True)],
         expert_layers=[

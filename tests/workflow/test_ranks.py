@@ -25,7 +25,7 @@ def commands(checkout: Checkout, **settings: str) -> list[str]:
     ],
 )
 def test_a_rank_a_gpu_and_two_on_a_cpu(fresh: Checkout, hardware: str, ranks: str, told: str, also: str) -> None:
-    found = commands(fresh, hardware=hardware, validation="{ranks: %s}" % ranks)
+    found = commands(fresh, hardware=hardware, validation=f"{{ranks: {ranks}}}")
     assert len(found) == SCRIPTS
     assert all(told in line and "--judged-later" in line for line in found)
     assert any(also in line for line in found)
