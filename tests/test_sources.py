@@ -70,10 +70,23 @@ def test_closure_has_every_file_that_is_really_imported(start: str, late: tuple[
 def test_every_rule_has_its_script_s_closure() -> None:
     assert {"hardware", "verify_pair", "measure_pair", "perplexity_eval", "judge", "report"} <= RULES.keys()
     for name, rule in RULES.items():
+        if name == "validate_ranks":  # one rule for several scripts
+            continue
         scripts = set(re.findall(r"python3 (scripts/\w+\.py)", rule["body"]))
         assert scripts == set(re.findall(r'code_of\("(scripts/\w+\.py)"', rule["body"])), name
         assert len(scripts) == 1, name
         assert scripts <= set(closure(scripts.pop(), ROOT)), name
+
+
+def test_the_rule_of_several_ranks_has_its_scripts_and_what_starts_them() -> None:
+    body = RULES["validate_ranks"]["body"]
+    assert 'f"scripts/{wildcards.validation}.py", "scripts/start_ranks.py"' in body
+    assert "scripts/start_ranks.py --nodes 1 --ranks {params.ranks} scripts/{wildcards.validation}.py" in body
+    named = re.findall(r'^    "(\w+)": \($', (ROOT / "rules/common.smk").read_text(), re.M)
+    assert len(named) == 5
+    for name in named:
+        files = closure(f"scripts/{name}.py", ROOT)
+        assert {f"scripts/{name}.py", "serveproof/distributed/group.py"} <= set(files)
 
 
 @pytest.mark.parametrize("script", ["scripts/judge.py", "scripts/report.py"])

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from serveproof.engine.attention import PagedAttention
 from serveproof.engine.linear import fuse_
 from serveproof.engine.model import MLP, Layer, Llama, RMSNorm
+from serveproof.engine.parallel import Group
 from serveproof.nvtx_ranges import ranged
 from serveproof.ops import gemv
 from serveproof.ops.decode_step import EPS
@@ -98,10 +99,28 @@ class FusedForward:
                 OUTPUT_PREFETCH_BYTES,
             )  # fmt: skip
             out_1D = self.attention.read(index, q_1HE).flatten(1)
-            after_attention(
-                x_1D, out_1D, attention.o_proj.weight, layer.post_attention_layernorm.weight, mlp.gate_up_proj.weight,
-                mlp.down_proj.weight, ONE_ROW, True,
+            weights = (
+                attention.o_proj.weight, layer.post_attention_layernorm.weight, mlp.gate_up_proj.weight,
+                mlp.down_proj.weight,
             )  # fmt: skip
+            if mlp.group.world == 1:
+                after_attention(x_1D, out_1D, *weights, ONE_ROW, True)
+            else:
+                share_after_attention(x_1D, out_1D, *weights, ONE_ROW, True, mlp.group)
+
+
+def share_after_attention(
+    x_BE: Tensor, attention_BF: Tensor, wo_EF: Tensor, norm_E: Tensor, gate_up_FE: Tensor, down_EF: Tensor,
+    config: dict[str, Any], pdl: bool, group: Group,
+) -> None:  # fmt: skip
+    """`after_attention` of a rank's share. x, the same on all ranks, goes in at rank 0: the sum brings it to all."""
+    first = group.rank == 0
+    act_BF = x_BE.new_empty((len(x_BE), gate_up_FE.shape[0] // 2))
+    gemv.linear(attention_BF, None, wo_EF, x_BE, first, config["output"], pdl)
+    group.all_reduce(x_BE)
+    gemv.gate_up(x_BE, norm_E, gate_up_FE, act_BF, config["gate_up"], pdl)
+    gemv.linear(act_BF, None, down_EF, x_BE, first, config["down"], pdl)
+    group.all_reduce(x_BE)
 
 
 def _head_norms(q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> tuple[Tensor, Tensor] | None:
@@ -109,11 +128,10 @@ def _head_norms(q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> tuple[Tensor,
 
 
 def _one_row_serves(model: Llama, attention: PagedAttention) -> bool:
-    """Whether the gemv kernels take this model: plain linear layers, their shapes and blocks, one rank, sm_90."""
+    """Whether the gemv kernels take this model: plain linear layers, their shapes and blocks, sm_90; of several ranks, shares."""
     config, cache = model.config, attention.cache
     if (
-        model.group.world > 1
-        or config.qk_norm
+        config.qk_norm
         or config.experts is not None
         or cache.scales is not None
         or config.rms_norm_eps != EPS
