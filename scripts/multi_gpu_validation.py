@@ -8,6 +8,7 @@ expert-parallel layers and every step of the engine equal to one rank's; a rank 
 from __future__ import annotations
 
 import argparse
+import gc
 from dataclasses import replace
 from statistics import median
 from typing import Any
@@ -54,6 +55,7 @@ def tensor_parallel_speed(ranks: Ranks, arguments: argparse.Namespace) -> Ranked
         return RankedCase("tensor_parallel_speed", axes, "skipped", reason)
     direct, note = direct_sum(ranks)
     together = ranks.together(lambda: token_times(ranks, arguments, replace(ranks.group, direct=direct)))
+    gc.collect()
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()
     dist.barrier()

@@ -29,7 +29,8 @@ from serveproof.engine.parallel import Group
 from serveproof.errors import UserError
 
 T = TypeVar("T")
-LIMIT_S = 60.0
+# a first use may compile for more than a minute on one rank, while the others wait
+LIMIT_S = 120.0
 PREFIX = "serveproof"
 # Not part of what ranks must agree on: where files go, and what names a rank.
 OWN = ("log", "out")

@@ -18,20 +18,36 @@ MOST_LINKS = 18
 COPIES = 8
 
 
+# MB/s of one link one way by NVLink's version, as nvidia-smi nvlink --status says them; for drivers that tell no speed
+LINK_MB_PER_S = {3: 25_781.0, 4: 26_562.0}
+
+
+def _speed_mb_per_s(library: Any, handle: Any, link: int) -> float:
+    """Of one link one way; 0 where neither the driver nor the link's version tells."""
+    for asked in (library.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON, (library.NVML_FI_DEV_NVLINK_GET_SPEED, link)):
+        try:
+            value = library.nvmlDeviceGetFieldValues(handle, [asked])[0]
+        except (library.NVMLError, AttributeError, TypeError):
+            continue
+        if value.nvmlReturn == 0 and value.value.uiVal:
+            return float(value.value.uiVal)
+    try:
+        return LINK_MB_PER_S.get(library.nvmlDeviceGetNvLinkVersion(handle, link), 0.0)
+    except library.NVMLError:
+        return 0.0
+
+
 def links_of(library: Any, handle: Any) -> tuple[int, float | None]:
-    """(active NVLinks, bytes/s one way of all together): state and common speed by NVML; None where it doesn't tell."""
-    active = 0
+    """(active NVLinks, bytes/s one way of all together): state and speed by NVML; None where nothing tells it."""
+    active, rate = 0, 0.0
     for link in range(getattr(library, "NVML_NVLINK_MAX_LINKS", MOST_LINKS)):
         try:
-            active += library.nvmlDeviceGetNvLinkState(handle, link) == 1
+            on = library.nvmlDeviceGetNvLinkState(handle, link) == 1
         except library.NVMLError:
             continue
-    try:
-        value = library.nvmlDeviceGetFieldValues(handle, [library.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON])[0]
-        speed = float(value.value.uiVal) if value.nvmlReturn == 0 else 0.0
-    except (library.NVMLError, AttributeError):
-        speed = 0.0
-    return active, active * speed * 1e6 if active and speed else None
+        active += on
+        rate += 1e6 * _speed_mb_per_s(library, handle, link) if on else 0.0
+    return active, rate or None
 
 
 def links() -> tuple[list[str], float | None]:

@@ -128,7 +128,7 @@ def _head_norms(q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> tuple[Tensor,
 
 
 def _one_row_serves(model: Llama, attention: PagedAttention) -> bool:
-    """Whether the gemv kernels take this model: plain linear layers, their shapes and blocks, sm_90; of several ranks, shares."""
+    """Whether the gemv kernels take this model: plain linear layers, a share's shapes and blocks, sm_90."""
     config, cache = model.config, attention.cache
     if (
         config.qk_norm

@@ -1,0 +1,52 @@
+"""NVML's links without a GPU: speeds from where they can be had, and none invented where nothing tells."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from serveproof.distributed.topology import links_of
+
+
+class NoAnswer(Exception):
+    """NVML's error."""
+
+
+def library(active: int, common: int, per_link: int, version: int | None) -> Any:
+    def state(_: object, link: int) -> int:
+        if link >= 12:
+            raise NoAnswer
+        return int(link < active)
+
+    def fields(_: object, asked: list[Any]) -> list[Any]:
+        number = common if asked == ["common"] else per_link
+        return [SimpleNamespace(nvmlReturn=0 if number else 3, value=SimpleNamespace(uiVal=number))]
+
+    def link_version(_: object, link: int) -> int:
+        if version is None:
+            raise NoAnswer
+        return version
+
+    return SimpleNamespace(
+        NVMLError=NoAnswer, NVML_NVLINK_MAX_LINKS=18, NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON="common",
+        NVML_FI_DEV_NVLINK_GET_SPEED="one", nvmlDeviceGetNvLinkState=state, nvmlDeviceGetFieldValues=fields,
+        nvmlDeviceGetNvLinkVersion=link_version,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("made", "expected"),
+    [
+        (library(10, 26562, 0, 4), (10, 10 * 26562e6)),
+        (library(10, 0, 25000, 4), (10, 10 * 25000e6)),
+        (library(10, 0, 0, 4), (10, 10 * 26562e6)),
+        (library(10, 0, 0, None), (10, None)),
+        (library(10, 0, 0, 9), (10, None)),
+        (library(0, 26562, 0, 4), (0, None)),
+    ],
+)
+def test_links_and_their_speed(made: Any, expected: tuple[int, float | None]) -> None:
+    active, rate = links_of(made, None)
+    assert (active, rate) == (expected[0], None if expected[1] is None else pytest.approx(expected[1]))
