@@ -36,12 +36,15 @@ def matrix(record: RankedRecord) -> Chart | None:
         return None
     frame = pl.DataFrame(rows)
     limit = record.matrix.limit_bytes_per_s
-    places = {"x": alt.X("target:N", title=None), "y": alt.Y("source:N", title=None)}
-    scale = alt.Scale(domain=[0, limit or max(row["rate"] for row in rows)], range=[charts.GRID, charts.OPTIMIZED])
+    places = {"x": alt.X("target:N", title=None, axis=alt.Axis(labelAngle=0)), "y": alt.Y("source:N", title=None)}
+    # by opacity: a scale of colours can not go between CSS variables
+    scale = alt.Scale(domain=[0, limit or max(row["rate"] for row in rows)], range=[0.05, 0.6])
     cells = charts.base(frame)
     layers = [
-        cells.mark_rect(opacity=0.45).encode(
-            **places, color=alt.Color("rate:Q", scale=scale, legend=None), tooltip=["source:N", "target:N", "rate:Q"]
+        cells.mark_rect(color=charts.OPTIMIZED).encode(
+            **places,
+            opacity=alt.Opacity("rate:Q", scale=scale, legend=None),
+            tooltip=["source:N", "target:N", "rate:Q"],
         ),
         cells.mark_text(fill=charts.INK, aria=False).encode(**places, text="label:N"),
     ]
@@ -73,7 +76,7 @@ def all_reduce(record: RankedRecord) -> Chart | None:
     layers = [
         base.mark_line(opacity=0.7).encode(**encoding),
         base.mark_point(size=55, filled=True).encode(
-            **encoding, shape="way:N", tooltip=["way:N", "size:Q", "us:Q", "bus:Q"]
+            **encoding, shape=alt.Shape("way:N", legend=None), tooltip=["way:N", "size:Q", "us:Q", "bus:Q"]
         ),
     ]
     caption = "All-reduce of bfloat16, the slowest rank's time; checked exactly at each size before it was timed."
@@ -144,7 +147,9 @@ def expert_layers(record: RankedRecord) -> Chart | None:
     layers = [
         base.mark_line(opacity=0.6).encode(**encoding),
         base.mark_point(size=60, filled=True).encode(
-            **encoding, shape="way:N", tooltip=["way:N", "traffic:N", "imbalance:Q", "rate:Q", "exchange:Q"]
+            **encoding,
+            shape=alt.Shape("way:N", legend=None),
+            tooltip=["way:N", "traffic:N", "imbalance:Q", "rate:Q", "exchange:Q"],
         ),
     ]
     caption = (
