@@ -72,7 +72,7 @@ def _penalised(logits_RV: Tensor, rows: list[Choice], fed_R: Tensor) -> Tensor:
     logits_RV = logits_RV.clone()
     for index, row in enumerate(rows):
         if row.params.repetition_penalty != 1:
-            ids = torch.tensor(row.history, device=logits_RV.device)
+            ids = torch.tensor(row.history, dtype=torch.int64, device=logits_RV.device)
             ids = torch.cat((ids, fed_R[index : index + 1])).unique()
             own = logits_RV[index, ids]
             penalty = row.params.repetition_penalty

@@ -39,6 +39,10 @@ FAULTS: dict[int | str, dict[str, Any]] = {
 }
 
 
+# a whole answer, or the events of a stream
+ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {}, "text/event-stream": {}}}}
+
+
 def observe(metrics: EngineMetrics, batch: Batch) -> None:
     """The engine's own figures, from each batch."""
     now = batch.snapshot
@@ -88,7 +92,7 @@ def make_app(model: Model, client: EngineClient, gate: Gate, metrics: EngineMetr
         usage, continuous = (asked.include_usage, asked.continuous_usage_stats) if asked else (False, False)
         return Form(prepare.new_id(kind), kind, model, logprobs, usage=usage, continuous_usage=continuous, **more)
 
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=ANSWERS)
     async def completions(request: CompletionRequest, http: Request) -> Response:
         """Continue a prompt, or each of several."""
         check(request)
@@ -100,7 +104,7 @@ def make_app(model: Model, client: EngineClient, gate: Gate, metrics: EngineMetr
             http, request, form, prepare.adds(request, prepare.prompts_of(request, model), params, form.id)
         )
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=ANSWERS)
     async def chat(request: ChatRequest, http: Request) -> Response:
         """Answer a conversation."""
         check(request)

@@ -93,6 +93,13 @@ def test_repetition_penalty_as_transformers() -> None:
     assert int(LOGITS.argmax()) != int(ours)
 
 
+def test_a_penalty_with_no_history_but_the_token_fed() -> None:
+    """A prompt of one token: the history before it is empty."""
+    logits_RV = torch.tensor([[1.0, 2.0, 1.9]])
+    row = Choice(SamplingParams(repetition_penalty=4.0), 0, 1, [])
+    assert sample(logits_RV, [row], torch.tensor([1])).tolist() == [2]
+
+
 def test_logprobs_are_the_models_own() -> None:
     expected = LOGITS.double().log_softmax(0)
     (row,) = logprobs_of(LOGITS[None], [4], 3)
