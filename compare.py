@@ -71,7 +71,7 @@ def compare(arguments: argparse.Namespace) -> int:
         known = load_judging.updated(expectations.updated(known, hardware, records, ranked), tested)
         write_atomically(file, lambda path: path.write_bytes(encode(known)))
         print(f"{file.name}: rewritten from the cases that passed")
-        for line in expectations.too_wide(hardware, records):
+        for line in [*expectations.too_wide(hardware, records), *load_judging.too_wide(tested)]:
             print(line)
     verdicts = expectations.judge_pairs(records, known, hardware) + load_judging.judge(tested, known)
     verdicts += expectations.judge_ranks(ranked, known)

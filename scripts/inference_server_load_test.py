@@ -20,7 +20,7 @@ from serveproof.errors import UserError
 from serveproof.load_records import LoadRecord, LoadRun, SweepRecord
 from serveproof.load_test import arrivals, options
 from serveproof.load_test.options import Setting
-from serveproof.load_test.outcomes import Planned
+from serveproof.load_test.outcomes import ClientJob
 from serveproof.load_test.run_figures import Run, table
 from serveproof.load_test.scenarios import SCENARIOS, plan, plan_trace
 from serveproof.load_test.session import capacity, figures, run_once
@@ -29,7 +29,7 @@ from serveproof.provenance import collect
 from serveproof.results import read, write, write_atomically
 
 DEFAULT = ("steady", "bursty", "overload", "multi_tenant", "long_prompts")
-TRACE = "trace"
+TRACE, CLOSED = "trace", "closed"
 
 
 def known_capacity(arguments: argparse.Namespace) -> float | None:
@@ -49,25 +49,28 @@ def measured_capacity(arguments: argparse.Namespace, setting: Setting) -> float:
     return found
 
 
-def requests_of(
+def job_of(
     arguments: argparse.Namespace, setting: Setting, name: str, rate: float, number: int
-) -> tuple[list[Planned], float]:
-    """(the requests of one run, their rate)."""
+) -> tuple[ClientJob, float | None]:
+    """(what one run sends, at which rate; a closed loop has none)."""
+    if name == CLOSED:
+        return setting.target.closed(setting.workload, arguments.closed_loop, arguments.duration, number), None
     if name == TRACE:
         traced = arrivals.replayed(arrivals.read_trace(arguments.trace), arguments.duration, arguments.rate)
-        return plan_trace(traced, setting.workload, number), len(traced) / arguments.duration
+        return setting.target.job(plan_trace(traced, setting.workload, number)), len(traced) / arguments.duration
     scenario = SCENARIOS[name]
-    return plan(scenario, setting.workload, rate, arguments.duration, number), scenario.load * rate
+    requests = plan(scenario, setting.workload, rate, arguments.duration, number)
+    return setting.target.job(requests), scenario.load * rate
 
 
 def one_scenario(arguments: argparse.Namespace, setting: Setting, name: str, rate: float) -> LoadRecord:
     """All runs of one scenario, written where --out-folder says."""
     runs: list[Run] = []
     telemetry: list[pl.DataFrame] = []
-    offered = 0.0
+    offered: float | None = None
     for number in range(1, arguments.runs + 1):
-        requests, offered = requests_of(arguments, setting, name, rate, number)
-        run, seconds = run_once(setting.target, requests, arguments.duration, number)
+        job, offered = job_of(arguments, setting, name, rate, number)
+        run, seconds = run_once(setting.target, job, arguments.duration, number)
         runs.append(run)
         telemetry.append(seconds)
         script.say(arguments.log, f"{name}, run {number} of {arguments.runs}: {told(run.record)}")
@@ -79,7 +82,7 @@ def one_scenario(arguments: argparse.Namespace, setting: Setting, name: str, rat
         model=setting.workload.model,
         scenario=name,
         rate_per_s=offered,
-        capacity_per_s=None if name == TRACE else rate,
+        capacity_per_s=rate or None,
         gpus=setting.gpus,
         slo=setting.target.slo,
         seed=arguments.seed,
@@ -128,15 +131,18 @@ def summary(records: Sequence[LoadRecord]) -> str:
 
 
 def work(arguments: argparse.Namespace) -> None:
-    names = [TRACE] if arguments.trace else arguments.scenario or list(DEFAULT)
+    if arguments.trace and arguments.closed_loop is not None:
+        raise UserError("--trace has times of its own, --closed-loop has none; give one of the two")
+    alone = TRACE if arguments.trace else CLOSED if arguments.closed_loop is not None else None
+    names = [alone] if alone else arguments.scenario or list(DEFAULT)
     for name in names:
-        if name not in (*SCENARIOS, TRACE):
+        if name not in (*SCENARIOS, alone):
             raise UserError(f"--scenario {name}: there are {', '.join(SCENARIOS)}")
-    if arguments.duration <= 0 or arguments.runs < 1:
-        raise UserError("--duration must be more than 0 s, --runs at least 1")
+    if arguments.duration <= 0 or min(arguments.runs, arguments.closed_loop or 1) < 1 or arguments.closed_loop == 0:
+        raise UserError("--duration must be more than 0 s, --runs and --closed-loop at least 1")
     known = known_capacity(arguments)
     with options.opened(arguments, known) as setting:
-        rate = 0.0 if names == [TRACE] else known or measured_capacity(arguments, setting)
+        rate = 0.0 if alone else known or measured_capacity(arguments, setting)
         records = [one_scenario(arguments, setting, name, rate) for name in names]
     print(summary(records))
     for record in records:
@@ -155,6 +161,8 @@ def main() -> None:
     parser.add_argument("--capacity", type=Path, help="sweep.json whose capacity counts as a load of 1")
     parser.add_argument("--concurrency", type=int, default=32, help="requests at once while finding the capacity")
     parser.add_argument("--trace", type=Path, help="replay BurstGPT's CSV or Mooncake's JSONL instead of scenarios")
+    parser.add_argument("--closed-loop", type=int, metavar="USERS", help="so many users that wait for their answers, "
+                        "instead of scenarios; it hides queueing")  # fmt: skip
     parser.add_argument("--out-folder", type=Path)
     script.run(work, parser.parse_args())
 

@@ -288,7 +288,8 @@ def _figures(case: MeasureCase, device: str) -> dict[str, Estimate]:
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def _is_wide(figure: Estimate, device: str) -> bool:
+def is_wide(figure: Estimate, device: str) -> bool:
+    """Whether an expectation made from this figure would have a range that tells nothing."""
     return bounds(figure, device)[1] > (1 + WIDEST[device]) * figure.value
 
 
@@ -299,7 +300,7 @@ def too_wide(hardware: str, records: list[MeasureRecord]) -> list[str]:
     for record in records:
         for case in record.cases:
             for metric, figure in _figures(case, device).items():
-                if _is_wide(figure, device):
+                if is_wide(figure, device):
                     lines.append(
                         f"{record.pair}/{case.case} {metric}: {figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}] "
                         f"{figure.unit} spreads too much for an expectation that can fail: measure with more processes"
@@ -327,7 +328,7 @@ def updated(
                 )
             metrics = {}
             for metric, figure in _figures(case, device).items():
-                if _is_wide(figure, device):
+                if is_wide(figure, device):
                     continue
                 metrics[metric] = _expectation(figure, device)
             if not metrics:

@@ -17,6 +17,7 @@ from serveproof.expectations import (
     Expectation,
     Expectations,
     bounds,
+    is_wide,
     judge_interval,
 )
 from serveproof.load_records import LoadRecord
@@ -25,11 +26,13 @@ from serveproof.results import Estimate, Verdict, VerdictName
 # scenario -> (metric, its figure, the server on top, the server below): above 1 the server below is better
 RATIOS = {
     "multi_tenant": ("modest_ttft_p90_first_come_over_fair", "modest_ttft_p90_ms", "first_come", "fair"),
-    "long_prompts": ("others_gap_p99_whole_over_chunked", "others_gap_p99_ms", "whole", "chunked"),
+    "long_prompts": ("others_stall_p90_whole_over_chunked", "others_stall_p90_ms", "whole", "chunked"),
 }
 OVERLOAD = "goodput_overload_over_steady"
 # At twice what it can carry a server must still serve half of what it serves below it, whatever was measured before.
 COLLAPSE = 0.5
+# An expectation's lower bound never lies below these: fair, or chunked, that is no better than the other pays nothing.
+FLOORS = {**{metric: 1.0 for metric, *_ in RATIOS.values()}, OVERLOAD: COLLAPSE}
 # of each server and scenario, on a GPU -> is higher better
 ABSOLUTE = {"ttft_p50_ms": False, "ttft_p99_ms": False, "tpot_p50_ms": False, "output_tokens_per_s": True}
 METRICS = {**{name: True for name, *_ in RATIOS.values()}, OVERLOAD: True, **ABSOLUTE}
@@ -69,8 +72,8 @@ def fault_of(record: LoadRecord) -> Fault | None:
             return "failed", f"{place}: {share:.2f} % of the requests got no answer: {run.endings}"
         if not run.valid:
             return "inconclusive", f"{place}: {run.invalid_reason}"
-        if record.scenario in STEADY and run.steadiness.verdict != "steady":
-            return "inconclusive", f"{place}: not known to be steady: {run.steadiness.reason}"
+        if record.scenario in STEADY and run.steadiness.verdict == "not_steady":
+            return "inconclusive", f"{place} was not steady: {run.steadiness.reason}"
     return None
 
 
@@ -156,13 +159,31 @@ def _verdict(one: Figure, entry: CaseExpectations | None) -> Verdict:
     return made
 
 
+def _tells_nothing(one: Figure, figure: Estimate) -> bool:
+    """Whether it spreads too much for an expectation that can fail."""
+    if one.metric in FLOORS:
+        return figure.low <= FLOORS[one.metric]
+    return is_wide(figure, "cuda")
+
+
+def too_wide(records: Sequence[LoadRecord]) -> list[str]:
+    """A line for each figure that could be judged and gets no expectation, for it spreads too much."""
+    return [
+        f"serving/{one.subject} {one.metric}: {figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}] {figure.unit} "
+        f"spreads too much for an expectation that can fail: a longer serving.duration_s, or more serving.runs"
+        for one in figures(records)
+        if (figure := one.estimate) and not one.fault and _tells_nothing(one, figure)
+    ]
+
+
 def updated(old: Expectations, records: Sequence[LoadRecord]) -> Expectations:
-    """Expectations with what these records measured; what could not be judged keeps its entry."""
+    """Expectations with what these records measured; what could not be judged, or spreads too much, keeps its entry."""
     serving = dict(old.serving)
     for one in figures(records):
-        if one.estimate is None or one.fault:
+        if one.estimate is None or one.fault or _tells_nothing(one, one.estimate):
             continue
         lower, upper = bounds(one.estimate, "cuda" if one.record.gpus else "cpu")
+        lower = max(lower, FLOORS.get(one.metric, 0.0))
         entry = serving.get(one.subject)
         same = entry is not None and entry.axes == one.record.axes and entry.machine == one.record.machine
         metrics = dict(entry.metrics) if entry and same else {}

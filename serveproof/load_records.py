@@ -125,7 +125,7 @@ class LoadRun(Record):
 class LoadRecord(Record):
     """results/{hardware}/serving/{server}/{scenario}.json; one row a request lies beside it in .requests.parquet, one
     row a second in .telemetry.parquet. figures: over the runs, with intervals. axes: what was asked of the server,
-    which an expectation is tied to. gpus: 0 on a CPU."""
+    which an expectation is tied to. rate_per_s: what was to be offered; a closed loop has none. gpus: 0 on a CPU."""
 
     hardware: str
     machine: str
@@ -133,7 +133,7 @@ class LoadRecord(Record):
     server_command: str
     model: str
     scenario: str
-    rate_per_s: float
+    rate_per_s: float | None
     capacity_per_s: float | None
     gpus: int
     slo: Slo

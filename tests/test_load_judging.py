@@ -66,6 +66,19 @@ def test_the_ratio_s_interval_covers() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((2, 1.6, 2.5))
 
 
+def test_a_figure_that_spreads_too_much_gets_no_expectation() -> None:
+    wide = tenants(first_come_ms=320)
+    assert expected(wide).serving == {}
+    assert "spreads too much" in load_judging.too_wide(wide)[0]
+    assert load_judging.too_wide(tenants()) == []
+    noisy = tenants()
+    noisy[0].figures["modest_ttft_p90_ms"] = Estimate(2000, 540, 7_400, "ms")
+    lower = expected(noisy).serving["multi_tenant"].metrics["modest_ttft_p90_first_come_over_fair"].lower
+    assert lower == 1.0
+    verdict = only(load_judging.judge(tenants(first_come_ms=200), expected(noisy)))
+    assert verdict.verdict == "regressed", "fair that is worse than first-come never passes"
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted", "told"),
     [

@@ -55,13 +55,14 @@ class Asked(msgspec.Struct):
     max_completion_tokens: int | None = None
     seed: int = 0
     user: str = ""
+    priority: int = 0
 
 
 class Waiting:
     """A request in the queue; called when its turn has come."""
 
-    def __init__(self, tenant: str, begin: Callable[[], None]) -> None:
-        self.tenant, self.begin = tenant, begin
+    def __init__(self, asked: Asked, begin: Callable[[], None]) -> None:
+        self.asked, self.begin = asked, begin
 
     def __call__(self) -> None:
         self.begin()
@@ -161,7 +162,7 @@ class Connection(asyncio.Protocol):
                 error = b'{"error":{"message":"too many requests","type":"overloaded"}}'
                 return self.whole("429 Too Many Requests", error, "Retry-After: 1\r\n")
             self.open_request = True
-            state.waiting.append(Waiting(asked.user, lambda: self.serve(asked, every, path)))
+            state.waiting.append(Waiting(asked, lambda: self.serve(asked, every, path)))
             return None
         state.running += 1
         self.open_request = True

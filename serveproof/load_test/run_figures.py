@@ -30,6 +30,10 @@ class Run:
     requests: list[Served]
     window: tuple[float, float]
 
+    def inside(self) -> list[Served]:
+        """The requests that arrived in the window."""
+        return [one for one in self.requests if self.window[0] <= one.intended_s < self.window[1]]
+
 
 def quantiles(values: Floats) -> Quantiles | None:
     """Percentiles (linear interpolation, as numpy's and vLLM's) with block bootstrap intervals; None without values."""

@@ -47,6 +47,8 @@ SCENARIOS = {
         1.5,
         tenants=(Tenant(GREEDY, 0.76), *(Tenant(f"modest_{letter}", 0.08) for letter in "abc")),
     ),
+    # smaller comes sooner, as in vLLM
+    "priorities": Scenario(1.5, tenants=(Tenant("urgent", 0.24, -1), Tenant("batch", 0.76))),
     "long_prompts": Scenario(0.3, long_every_s=2.0),
     "ramp": Scenario(0.2, "ramp", end_load=1.2),
 }

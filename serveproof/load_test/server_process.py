@@ -25,6 +25,7 @@ SERVER_COMMAND: tuple[str, ...] = (sys.executable, "-m", "serveproof.server")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "first_come": ("--policy", "first_come"),
     "fair": ("--policy", "fair"),
+    "priority": ("--policy", "priority"),
     "bounded": ("--max-queue", "{waiting}"),
     "chunked": (),
     "whole": ("--no-chunked",),

@@ -13,6 +13,7 @@ from serveproof.errors import UserError
 from serveproof.load_records import LoadRun, Quantiles, Slo
 from serveproof.load_test import wire
 from serveproof.load_test.bootstrap import interval
+from serveproof.load_test.metrics import Floats
 from serveproof.load_test.outcomes import ClientJob, Planned
 from serveproof.load_test.processes import drive
 from serveproof.load_test.run_figures import Run, over_runs, summarize
@@ -39,8 +40,13 @@ class Target:
         """An open loop's job."""
         return ClientJob(self.base_url + wire.PATHS[self.route], requests, self.timeout_s, self.api_key)
 
+    def closed(self, workload: Workload, users: int, duration_s: float, run: int = 0) -> ClientJob:
+        """A closed loop's job: so many users, each sending when its last request has ended."""
+        planned = plan_closed(workload, max(100, int(duration_s * 50 * users)), run)
+        return msgspec.structs.replace(self.job(planned), concurrency=users, until_s=duration_s)
 
-def run_once(target: Target, requests: list[Planned], duration_s: float, number: int) -> tuple[Run, pl.DataFrame]:
+
+def run_once(target: Target, job: ClientJob, duration_s: float, number: int) -> tuple[Run, pl.DataFrame]:
     """One run and its telemetry, one row a second."""
     watch, at_ns = Watch(target.base_url), [0]
 
@@ -48,7 +54,7 @@ def run_once(target: Target, requests: list[Planned], duration_s: float, number:
         at_ns[0] = start_ns
         watch.start()
 
-    driven = drive(target.job(requests), target.processes, begin)
+    driven = drive(job, target.processes, begin)
     watch.stop()
     run = summarize(
         driven,
@@ -66,8 +72,7 @@ def capacity(target: Target, workload: Workload, concurrency: int, duration_s: f
 
     A closed loop; its first 40 % fill the server and are not counted. UserError when nothing was completed.
     """
-    planned = plan_closed(workload, max(100, int(duration_s * 50 * concurrency)))
-    job = msgspec.structs.replace(target.job(planned), concurrency=concurrency, until_s=duration_s)
+    job = target.closed(workload, concurrency, duration_s)
     run = summarize(drive(job, target.processes), 0, duration_s, target.slo)
     begin = SETTLE * duration_s
     done = [one for one in run.requests if one.ok and begin <= one.done_s < duration_s]
@@ -100,10 +105,13 @@ def figures(runs: Sequence[Run], timeout_s: float) -> dict[str, Estimate]:
         per_s = Estimate(first.good_per_s, low, high, "requests/s")
     add("good_per_s", "requests/s", lambda record: record.good_per_s, per_s)
     add("output_tokens_per_s", "tokens/s", lambda record: record.output_tokens_per_s, None)
-    modest = [_modest_ttft(run, timeout_s) for run in runs]
-    if all(len(one) for one in modest):
-        within = interval(modest[0], lambda values: float(np.quantile(values, 0.9)), "ms")
-        found["modest_ttft_p90_ms"] = over_runs([float(np.quantile(one, 0.9)) for one in modest], within, "ms")
+    for name, of_each in (
+        ("modest_ttft_p90_ms", [_modest_ttft(run, timeout_s) for run in runs]),
+        ("others_stall_p90_ms", [_others_stalls(run) for run in runs]),
+    ):
+        if all(len(one) for one in of_each):
+            within = interval(of_each[0], _p90, "ms")
+            found[name] = over_runs([_p90(one) for one in of_each], within, "ms")
     return {name: estimate for name, estimate in found.items() if estimate is not None}
 
 
@@ -111,12 +119,25 @@ def _value(quantiles: Quantiles | None, share: str) -> float | None:
     return float(getattr(quantiles, share).value) if quantiles else None
 
 
-def _modest_ttft(run: Run, timeout_s: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _p90(values: Floats) -> float:
+    return float(np.quantile(values, 0.9))
+
+
+def _modest_ttft(run: Run, timeout_s: float) -> Floats:
     """TTFT of the tenants beside the greedy one; one that got no answer waited for as long as a request may."""
-    names = {one.tenant for one in run.requests}
-    own = [one for one in run.requests if one.tenant != GREEDY and one.kind != LONG and GREEDY in names]
-    begin, end = run.window
-    inside = [one for one in own if begin <= one.intended_s < end]
+    if GREEDY not in {one.tenant for one in run.requests}:
+        return np.empty(0)
+    inside = [one for one in run.inside() if one.tenant != GREEDY]
     return np.asarray(
         [one.ttft_ms if one.ok and one.ttft_ms is not None else 1e3 * timeout_s for one in inside], dtype=np.float64
+    )
+
+
+def _others_stalls(run: Run) -> Floats:
+    """The longest gap of each request beside the long prompts. Of all gaps together a stall is too small a share for
+    any percentile, the faster the server the smaller; of a request's own it is what its reader notices."""
+    if LONG not in {one.kind for one in run.requests}:
+        return np.empty(0)
+    return np.asarray(
+        [max(one.gaps_ms) for one in run.inside() if one.ok and one.kind != LONG and one.gaps_ms], dtype=np.float64
     )

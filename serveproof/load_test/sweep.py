@@ -15,9 +15,8 @@ def rate_point(
 ) -> RatePoint:
     """One rate, Poisson, judged by the early-stopping rule over the requests of its window."""
     requests = plan(Scenario(1.0), workload, rate_per_s, duration_s, run=number)
-    run, _ = run_once(target, requests, duration_s, number)
-    begin, end = run.window
-    inside = [one for one in run.requests if begin <= one.intended_s < end]
+    run, _ = run_once(target, target.job(requests), duration_s, number)
+    inside = run.inside()
     within = sum(one.good(target.slo) for one in inside)
     beyond = len(inside) - within
     proven: bool | None = early_stopping.proven(within, beyond, rule)

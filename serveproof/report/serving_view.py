@@ -11,7 +11,7 @@ from serveproof.report.charts import Chart
 from serveproof.report.data import LoadTest, Serving
 from serveproof.results import Verdict
 
-ORDER = ("steady", "bursty", "ramp", "trace", "overload", "multi_tenant", "long_prompts")
+ORDER = ("steady", "bursty", "ramp", "trace", "closed", "overload", "multi_tenant", "priorities", "long_prompts")
 
 
 @dataclass(frozen=True)

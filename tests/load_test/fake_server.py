@@ -1,5 +1,6 @@
 """Takes the server's command line and serves like the null server, as its options make it: what the scripts start in
-tests. Four slots; a fair one serves waiting tenants in turn."""
+tests. Four slots; a fair one serves waiting tenants in turn, one by
+priority the most urgent."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ def main() -> None:
     behaviour = Behaviour(first_token_ms=20, gap_ms=gap_ms, slots=4, refuse_beyond=arguments.max_queue)
     if arguments.policy == "fair":
         State.release = take_turns  # type: ignore[method-assign]
+    if arguments.policy == "priority":
+        State.release = most_urgent  # type: ignore[method-assign]
     uvloop.run(serve(arguments.port, behaviour))
 
 
@@ -36,10 +39,19 @@ def take_turns(self: State) -> None:
         self.running -= 1
         return
     served = self.__dict__.setdefault("served", {})
-    place = min(range(len(self.waiting)), key=lambda i: (served.get(self.waiting[i].tenant, 0), i))
+    place = min(range(len(self.waiting)), key=lambda i: (served.get(self.waiting[i].asked.user, 0), i))
     chosen = self.waiting.pop(place)
-    served[chosen.tenant] = served.get(chosen.tenant, 0) + 1
+    served[chosen.asked.user] = served.get(chosen.asked.user, 0) + 1
     chosen()
+
+
+def most_urgent(self: State) -> None:
+    """The smallest priority comes next, of equals the first."""
+    if not self.waiting:
+        self.running -= 1
+        return
+    place = min(range(len(self.waiting)), key=lambda i: (self.waiting[i].asked.priority, i))
+    self.waiting.pop(place)()
 
 
 if __name__ == "__main__":

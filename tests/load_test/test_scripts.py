@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -53,7 +54,7 @@ def test_all_scenarios_are_recorded(
     call: Callable[..., None], fake_server: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    call("inference_server_load_test", *small(fake_server, out), "--duration", 2.5, "--rate", SLOTS_PER_S,
+    call("inference_server_load_test", *small(fake_server, out), "--duration", 2, "--rate", SLOTS_PER_S,
          "--price-per-hour", 3.6)  # fmt: skip
     told = capsys.readouterr().out
     records = {name: read(out / f"{name}.json", LoadRecord) for name in
@@ -84,6 +85,10 @@ def test_all_scenarios_are_recorded(
     requests = pl.read_parquet(out / "long_prompts.requests.parquet")
     assert requests.schema == pl.Schema(REQUESTS_SCHEMA)
     assert set(requests["kind"]) == {"", "long"}
+    own = [max(gaps) for gaps in requests.filter(pl.col("in_window") & (pl.col("kind") == ""))["gaps_ms"]]
+    stall = records["long_prompts"].figures["others_stall_p90_ms"].value
+    assert stall == pytest.approx(np.quantile(own, 0.9), rel=1e-3)
+    assert "others_stall_p90_ms" not in records["steady"].figures
     assert requests.filter(pl.col("kind") == "long")["prompt_tokens"].to_list() == [1024]
     telemetry = pl.read_parquet(out / "overload.telemetry.parquet")
     assert telemetry.schema == pl.Schema(TELEMETRY_SCHEMA)
@@ -160,6 +165,27 @@ def test_a_trace_is_replayed_by_its_own_clock(call: Callable[..., None], fake_se
     assert requests["prompt_tokens"].to_list() == [9 + at % 7 for at in range(0, 2000, 100)]
 
 
+def test_a_closed_loop_can_be_asked_for(call: Callable[..., None], fake_server: Path, tmp_path: Path) -> None:
+    call("inference_server_load_test", *small(fake_server, tmp_path / "o"), "--duration", 1.5, "--closed-loop", 3)
+    record = read(tmp_path / "o" / "closed.json", LoadRecord)
+    assert (record.rate_per_s, record.capacity_per_s) == (None, None)
+    assert record.runs[0].completed_per_s == pytest.approx(3 / 0.05, rel=0.15)
+    telemetry = pl.read_parquet(tmp_path / "o" / "closed.telemetry.parquet")
+    assert telemetry["under_way"].max() == 3
+
+
+def test_priorities_are_sent_and_seen(call: Callable[..., None], fake_server: Path, tmp_path: Path) -> None:
+    found = {}
+    for server in ("first_come", "priority"):
+        folder = tmp_path / server
+        call("inference_server_load_test", *small(fake_server, folder), "--duration", 2, "--rate", SLOTS_PER_S,
+             "--scenario", "priorities", "--server", server)  # fmt: skip
+        tenants = read(folder / "priorities.json", LoadRecord).runs[0].tenants
+        found[server] = {one.tenant: one.ttft_p90_ms or 0 for one in tenants}
+    assert found["priority"]["urgent"] < found["first_come"]["urgent"] / 3, found
+    assert found["priority"]["batch"] > found["first_come"]["batch"], found
+
+
 def test_bad_input_is_one_line(
     main_error: Callable[..., str], load_script: Callable[[str], ModuleType], fake_server: Path, tmp_path: Path
 ) -> None:
@@ -171,7 +197,9 @@ def test_bad_input_is_one_line(
     assert "give --capacity or --rate" in main_error(script, *model, "--server", "bounded")
     assert "--slo fast" in main_error(script, *model, "--slo", "fast")
     assert "--prompts" in main_error(script, *model, "--prompts", "fixed:x")
-    assert "--runs at least 1" in main_error(script, *model, "--runs", 0)
+    assert "--closed-loop at least 1" in main_error(script, *model, "--runs", 0)
+    assert "--closed-loop at least 1" in main_error(script, *model, "--closed-loop", 0)
+    assert "one of the two" in main_error(script, *model, "--closed-loop", 2, "--trace", "x.csv")
     assert "vocab_size" in main_error(script, "--model", tmp_path / "nowhere")
     assert "is that a server" in main_error(script, "--base-url", "http://127.0.0.1:9")
     assert "not an http" in main_error(script, "--base-url", "ftp://x")
@@ -192,6 +220,6 @@ def test_the_client_s_benchmark_ends_well_and_fails_when_it_must(
     call("load_client_benchmark", "--rate", 200, "--duration", 1, "--client-processes", 1)
     assert "send lag p50" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
-        call("load_client_benchmark", "--rate", 20000, "--duration", 1, "--client-processes", 1, "--tokens", 4)
+        call("load_client_benchmark", "--rate", 20000, "--duration", 0.5, "--client-processes", 1, "--tokens", 4)
     assert caught.value.code == 1
     assert "not valid" in capsys.readouterr().err
