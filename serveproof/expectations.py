@@ -360,7 +360,7 @@ def _updated_ranks(
             metrics = {
                 name: _expectation(one.estimate, device)
                 for name, one in judged_figures(record, case).items()
-                if not _is_wide(one.estimate, device)
+                if not is_wide(one.estimate, device)
             }
             if not metrics:
                 found.get(record.script, {}).pop(case.case, None)
