@@ -183,7 +183,8 @@ def test_priorities_are_sent_and_seen(call: Callable[..., None], fake_server: Pa
         tenants = read(folder / "priorities.json", LoadRecord).runs[0].tenants
         found[server] = {one.tenant: one.ttft_p90_ms or 0 for one in tenants}
     assert found["priority"]["urgent"] < found["first_come"]["urgent"] / 3, found
-    assert found["priority"]["batch"] > found["first_come"]["batch"], found
+    # beside each other in one run; against the other run's, a p90 of seconds of random load is as likely below as above
+    assert found["priority"]["batch"] > 3 * found["priority"]["urgent"], found
 
 
 def test_bad_input_is_one_line(
