@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 from tabulate import tabulate
+from torch._subclasses.fake_tensor import FakeTensor
 
 from serveproof import script
 from serveproof.engine.engine import Engine
@@ -31,12 +32,15 @@ MIB = 2**20
 
 
 def live_bytes() -> int:
-    """Bytes of the storages of all tensors that Python can reach; each storage once."""
+    """Bytes of the storages of all tensors that Python can reach; each storage once.
+
+    Tensors without memory don't count: meta tensors, and those that a compiler traced with and keeps.
+    """
     gc.collect()
     storages = {
         one.untyped_storage().data_ptr(): one.untyped_storage().nbytes()
         for one in gc.get_objects()
-        if issubclass(type(one), torch.Tensor)
+        if issubclass(type(one), torch.Tensor) and not isinstance(one, FakeTensor) and not one.is_meta
     }
     return sum(storages.values())
 

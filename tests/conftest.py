@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -48,6 +48,15 @@ def script(request: pytest.FixtureRequest) -> ModuleType:
 def one_thread() -> None:
     """OpenMP's threads wait for each other: beside a busy neighbour, two are many times slower than one."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_process_group_stays() -> Iterator[None]:
+    """What asks how many ranks there are would answer otherwise after a test that left its group."""
+    yield
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        pytest.fail("this test left a process group")
 
 
 @pytest.fixture

@@ -215,18 +215,21 @@ def joined(
     ranks = Ranks(
         Group(rank, world), place, "nccl" if device == "cuda" else "gloo", nodes, local, sha_of(config), store
     )
+    ended = False
     try:
         if heart is not None:
             dist.barrier()
             heart.start()
         yield ranks
         dist.barrier()
+        ended = True
     except SharedError as error:
         _end_together(error, store, rank, world, log)
     finally:
         if heart is not None and heart.thread.is_alive():
             heart.stop()
-    dist.destroy_process_group()
+        if ended or world == 1:  # after a failure peers may be gone, and this waits for them
+            dist.destroy_process_group()
 
 
 def _heart(rank: int, world: int, limit: timedelta, log: Any, beat_s: float, silence_s: float) -> Heartbeat | None:
