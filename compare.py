@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
 """Holds results/{hardware} against expectations_{hardware}.json: a table, and an exit code a nightly job can use.
 
+With --profile or --iterations the DAG first runs with that setting, for the targets alone where some are named. With
+--against, two runs are compared instead. Needs results of `snakemake`. Writes nothing, but for --update-expectations.
+
 exit code 0: every figure met (or skipped, with its reason); 1: something regressed, failed, or is too good to
-believe; 2: bad input; 3: nothing regressed, but something could not be judged (absent, expired, inconclusive).
+believe, or a job failed; 2: bad input; 3: nothing regressed, but something could not be judged (absent, expired,
+inconclusive).
 """
 
 from __future__ import annotations
@@ -11,85 +15,75 @@ import argparse
 import sys
 from pathlib import Path
 
-from tabulate import tabulate
-
-from serveproof import config, expectations, load_judging, pairs
-from serveproof.distributed_records import RankedRecord
+from serveproof import comparison, expectations, targets
 from serveproof.errors import UserError
 from serveproof.hardware import key
-from serveproof.load_records import LoadRecord
-from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, Verdict, encode, read, write_atomically
-
-ROOT = Path(__file__).resolve().parent
-SIGNS = {"met": "✓", "regressed": "✗", "failed": "✗", "too_good": "!", "skipped": "-"}
-
-
-def table(verdicts: list[Verdict]) -> str:
-    """One line a verdict."""
-
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.4g}"
-
-    rows = [
-        (
-            f"{SIGNS.get(v.verdict, '?')} {v.verdict}",
-            v.subject,
-            v.metric,
-            number(v.value),
-            f"{number(v.low)} .. {number(v.high)}" if v.low is not None else "",
-            f"{number(v.lower)} .. {number(v.upper)}" if v.upper is not None else "",
-            v.unit,
-            v.source,
-            # a traceback's first line says nothing: its last one does
-            (v.reason.strip().splitlines() or [""])[-1],
-        )
-        for v in verdicts
-    ]
-    heads = ("verdict", "subject", "metric", "value", "interval", "expected", "unit", "source", "reason")
-    return tabulate(rows, headers=heads, disable_numparse=True)
-
-
-def gate_of(judged: Path) -> float:
-    """The accuracy gate that the last run was judged by; before any judging, the one in config/config.yaml."""
-    if judged.exists():
-        return read(judged, Judgement).max_increase_percent
-    return float(config.read(ROOT)["accuracy_gate"]["max_increase_percent"])
+from serveproof.pairs import ROOT
+from serveproof.profile_records import MODES
 
 
 def compare(arguments: argparse.Namespace) -> int:
+    """Run what is to be run, judge what is there, print; the exit code."""
+    chosen = targets.parse(arguments.targets) if arguments.targets else None
+    if arguments.against or arguments.run:
+        return two_runs(arguments)
+    if arguments.profile is not None or arguments.iterations is not None:
+        request = targets.Request(
+            chosen or targets.parse([targets.CHAPTER]), arguments.profile, arguments.iterations, arguments.configfile
+        )
+        if targets.run(request):
+            print("serveproof: a job failed, see above; nothing is compared", file=sys.stderr)
+            return expectations.EXIT_REGRESSED
     hardware = arguments.hardware or key.detect()
     folder = ROOT / "results" / hardware
-    records = [read(path, MeasureRecord) for path in sorted(folder.glob("pairs/*/measure.json"))]
-    records = [record for record in records if record.pair in pairs.names()]
-    ranked = [read(path, RankedRecord) for path in sorted(folder.glob("ranks/*.json"))]
-    if not records and not ranked:
-        raise UserError(f"results/{hardware}: nothing measured here yet; run `snakemake --cores all`")
-    file = ROOT / f"expectations_{hardware}.json"
-    known = expectations.load(file) if file.exists() else None
-    tested = [read(path, LoadRecord) for path in sorted(folder.glob("serving/*/*.json"))]
+    found = comparison.find(folder, chosen)
     if arguments.update_expectations:
-        known = load_judging.updated(expectations.updated(known, hardware, records, ranked), tested)
-        write_atomically(file, lambda path: path.write_bytes(encode(known)))
-        print(f"{file.name}: rewritten from the cases that passed")
-        for line in [*expectations.too_wide(hardware, records), *load_judging.too_wide(tested)]:
-            print(line)
-    verdicts = expectations.judge_pairs(records, known, hardware) + load_judging.judge(tested, known)
-    verdicts += expectations.judge_ranks(ranked, known)
-    perplexity = folder / "perplexity.json"
-    if perplexity.exists():
-        verdicts += expectations.judge_accuracy(read(perplexity, PerplexityRecord), gate_of(folder / "judgement.json"))
-    print(table(verdicts))
+        print(*comparison.update(hardware, found), sep="\n")
+    verdicts = comparison.judge(hardware, found, comparison.gate_of(folder / "judgement.json"), chosen)
+    print(comparison.table(verdicts))
     return expectations.exit_code(verdicts)
+
+
+def two_runs(arguments: argparse.Namespace) -> int:
+    """Compare this run, or --run, with --against."""
+    from serveproof import history, run_comparison  # polars: only where runs are compared
+
+    asked = ("profile", "iterations", "targets", "update_expectations")
+    mixed = [name for name in asked if getattr(arguments, name)]
+    if mixed or not arguments.against:
+        name = mixed[0].replace("_", "-") if mixed else "run"
+        raise UserError(f"--{name}: --against compares two runs that are there; give one of the two")
+    hardware = arguments.hardware or key.detect()
+    folder = ROOT / "results" / hardware
+    new = history.named(arguments.run, hardware) if arguments.run else history.of_folder(folder)
+    gate_percent = comparison.gate_of(folder / "judgement.json")
+    changes = run_comparison.compare(history.named(arguments.against, hardware), new, gate_percent)
+    print(run_comparison.table(changes))
+    return run_comparison.exit_code(changes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hardware", help="the hardware key whose results to compare; this machine's by default")
     parser.add_argument(
+        "--targets", nargs="+", metavar="TARGET", help="these alone: ch16 for all pairs, ch16:flash_sdp, flash_sdp"
+    )
+    parser.add_argument("--profile", choices=MODES, help="run the DAG first, with profile.mode set to this")
+    parser.add_argument(
+        "--iterations", type=int, metavar="N", help="run the DAG first, with measure.rounds set to this"
+    )
+    parser.add_argument("--configfile", type=Path, help="of that run, over config/config.yaml; e.g. config/smoke.yaml")
+    parser.add_argument(
         "--update-expectations",
         action="store_true",
         help="rewrite expectations_{hardware}.json from the results that passed; what did not pass keeps its entry",
     )
+    parser.add_argument(
+        "--against",
+        metavar="COMMIT|FILE",
+        help="compare with this run: a commit of results/history, a run's .parquet, a judgement.json, a results folder",
+    )
+    parser.add_argument("--run", metavar="COMMIT|FILE", help="the run to compare; what lies in results by default")
     try:
         sys.exit(compare(parser.parse_args()))
     except UserError as error:

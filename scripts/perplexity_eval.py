@@ -25,6 +25,8 @@ from serveproof.errors import UserError
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
 from serveproof.hardware.start import start_torch
+from serveproof.pairs import ROOT
+from serveproof.provenance import collect
 from serveproof.tables import TOKENS_SCHEMA
 
 
@@ -85,6 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
         windows=len(plan),
         precisions=found,
         seconds=time.perf_counter() - start,
+        provenance=collect(ROOT),
     )
     results.write(arguments.out_record, record)
 

@@ -21,6 +21,7 @@ from serveproof.results import (
     MeasureCase,
     MeasureRecord,
     PerplexityRecord,
+    PrecisionResult,
     Provenance,
     Record,
     Timing,
@@ -209,6 +210,11 @@ def judge_pairs(records: list[MeasureRecord], expectations: Expectations | None,
     return verdicts
 
 
+def judged_precisions(record: PerplexityRecord) -> list[PrecisionResult]:
+    """The precisions that are held against bf16: all but the references."""
+    return [one for one in record.precisions if one.precision not in ("fp32", "bf16")]
+
+
 def judged_figures(record: RankedRecord, case: RankedCase) -> dict[str, RankedFigure]:
     """What a case of several ranks is judged by: on a CPU ratios alone, for a shared one gives no times."""
     return {name: one for name, one in case.figures.items() if record.device == "cuda" or one.ratio}
@@ -248,9 +254,7 @@ def judge_ranks(records: list[RankedRecord], expectations: Expectations | None) 
 def judge_accuracy(record: PerplexityRecord, max_increase_percent: float) -> list[Verdict]:
     """The accuracy gate: each precision's perplexity against bf16's, by the paired interval."""
     verdicts = []
-    for result in record.precisions:
-        if result.precision in ("fp32", "bf16"):
-            continue
+    for result in judged_precisions(record):
         figure = result.relative_to_bf16
         verdict: VerdictName = "inconclusive"
         reason = f"the interval straddles the gate of {max_increase_percent:g} %: score more tokens"
@@ -281,7 +285,7 @@ def bounds(figure: Estimate, device: str) -> tuple[float, float]:
     return max(figure.value - half, figure.value / 10), figure.value + half
 
 
-def _figures(case: MeasureCase, device: str) -> dict[str, Estimate]:
+def figures_of(case: MeasureCase, device: str) -> dict[str, Estimate]:
     """What a case is judged by on a device: all of it in a case that passed, nothing in another."""
     names = CPU_METRICS if device == "cpu" else METRICS
     found = {name: METRICS[name][1](case) for name in names if case.status == "passed"}
@@ -299,7 +303,7 @@ def too_wide(hardware: str, records: list[MeasureRecord]) -> list[str]:
     lines = []
     for record in records:
         for case in record.cases:
-            for metric, figure in _figures(case, device).items():
+            for metric, figure in figures_of(case, device).items():
                 if is_wide(figure, device):
                     lines.append(
                         f"{record.pair}/{case.case} {metric}: {figure.value:.4g} [{figure.low:.4g}, {figure.high:.4g}] "
@@ -327,7 +331,7 @@ def updated(
                     f"measure again with measure.injected_slowdown_percent 0 before rewriting expectations"
                 )
             metrics = {}
-            for metric, figure in _figures(case, device).items():
+            for metric, figure in figures_of(case, device).items():
                 if is_wide(figure, device):
                     continue
                 metrics[metric] = _expectation(figure, device)

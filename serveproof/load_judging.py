@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from serveproof.errors import UserError
 from serveproof.expectations import (
     MEASURED,
@@ -197,4 +199,4 @@ def updated(old: Expectations, records: Sequence[LoadRecord]) -> Expectations:
             method="http",
             provenance=one.record.provenance,
         )
-    return Expectations(hardware=old.hardware, pairs=old.pairs, serving=serving)
+    return msgspec.structs.replace(old, serving=serving)

@@ -316,6 +316,7 @@ class PerplexityRecord(Record):
     windows: int
     precisions: list[PrecisionResult]
     seconds: float
+    provenance: Provenance | None = None
 
 
 # --- judging ----------------------------------------------------------------------------------------------------

@@ -48,3 +48,27 @@ TELEMETRY_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "output_tokens_per_s": pl.Float64,
     "power_w": pl.Float64,
 }
+# One row a figure of one run. value, low and high are null where the case did not pass; `status` says what it did.
+HISTORY_SCHEMA: dict[str, type[pl.DataType]] = {
+    "run": pl.String,
+    "run_utc": pl.String,
+    "run_commit": pl.String,
+    "hardware": pl.String,
+    "machine": pl.String,
+    "subject": pl.String,
+    "metric": pl.String,
+    "status": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "unit": pl.String,
+    "higher_is_better": pl.Boolean,
+    "axes": pl.String,
+    "setting": pl.String,
+    "commit": pl.String,
+    "dirty": pl.Boolean,
+    "code_sha": pl.String,
+    "environment": pl.String,
+    "measured_utc": pl.String,
+    "record_sha": pl.String,
+}

@@ -48,6 +48,12 @@ def only(verdicts: list[Verdict]) -> Verdict:
     return verdicts[0]
 
 
+def test_what_several_ranks_measured_stays() -> None:
+    """compare.py updates pairs and ranks first, then load tests."""
+    ranks = {"script": {"case": expectations.CaseExpectations({}, "sha", "chip", {})}}
+    assert load_judging.updated(Expectations("cpu", {}, ranks=ranks), tenants()).ranks == ranks
+
+
 def test_the_ratio_of_two_servers_is_judged() -> None:
     verdict = only(load_judging.judge(tenants(), None))
     assert (verdict.subject, verdict.verdict) == ("serving/multi_tenant", "absent")
