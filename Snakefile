@@ -31,11 +31,22 @@ rule all:
         rules.report.input.ladder,
         rules.report.input.ranked,
         rules.report.input.judgement,
+        rules.report.input.history,
         rules.report.input.ranks,
         rules.report.input.serving,
+
+
+# What `aisp bench run` and `compare.py --targets` ask for: the pairs of the config, without the report.
+rule bench:
+    input:
+        rules.report.input.measured,
+        rules.report.input.samples,
+        rules.report.input.profiles,
 
 
 # under a second: a job of SLURM would take longer to start
 localrules:
     all,
+    bench,
     judge,
+    history,

@@ -32,6 +32,31 @@ rule judge:
         " --max-increase-percent {params.max_increase_percent} --out {output:q} --log {log:q}"
 
 
+# What is noted lies outside this rule's outputs: snakemake deletes those before it runs, and a history must stay.
+rule history:
+    input:
+        code=code_of("scripts/history.py"),
+        hardware=rules.hardware.output[0],
+        measured=rules.judge.input.measured,
+        perplexity=rules.perplexity_eval.output.record,
+        serving=rules.judge.input.serving,
+        ranked=rules.judge.input.ranked,
+    output:
+        f"{RESULTS}/history.json",
+    log:
+        f"{RESULTS}/logs/history.log",
+    conda:
+        ENVIRONMENT
+    resources:
+        **REQUESTS.resources("history"),
+    params:
+        pairs=PAIRS,
+        results=lambda wildcards, input: os.path.dirname(input.hardware),
+    shell:
+        "python3 scripts/history.py --results {params.results:q} --pairs {params.pairs:q}"
+        " --history results/history/{wildcards.hardware:q} --out {output:q} --log {log:q}"
+
+
 rule report:
     input:
         code=code_of("scripts/report.py"),
@@ -51,6 +76,7 @@ rule report:
         perplexity=expand(rules.perplexity_eval.output, hardware=HARDWARE),
         ladder=expand(rules.ladder.output, hardware=HARDWARE) if LADDERS else [],
         judgement=expand(rules.judge.output[0], hardware=HARDWARE),
+        history=expand(rules.history.output[0], hardware=HARDWARE),
         ranked=expand(rules.judge.input.ranked, hardware=HARDWARE),
         serving=expand(LOAD_RECORDS, hardware=HARDWARE),
         ranks=expand(rules.inference_serving_multigpu.output[0], hardware=RANKED),

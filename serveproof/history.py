@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,14 @@ def rows_of(found: Found, machine: str) -> pl.DataFrame:
     return pl.DataFrame([run | row for row in rows], schema=HISTORY_SCHEMA)
 
 
-def of_folder(folder: Path) -> pl.DataFrame:
-    """The run that lies in a results/{hardware} folder, or in one of reports/published."""
+def of_folder(folder: Path, chosen: Collection[str] | None = None) -> pl.DataFrame:
+    """The run that lies in a results/{hardware} folder, or in one of reports/published; of its pairs those chosen."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of results; run `snakemake --cores all` to make it")
-    return rows_of(comparison.find(folder), read(folder / "hardware.json", HardwareRecord).name)
+    found = comparison.find(folder)
+    if chosen is not None:
+        found = replace(found, measured=[record for record in found.measured if record.pair in chosen])
+    return rows_of(found, read(folder / "hardware.json", HardwareRecord).name)
 
 
 def folder_of(results: Path) -> Path:

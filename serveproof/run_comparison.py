@@ -54,8 +54,8 @@ def _change(old: Row | None, new: Row | None, gate_percent: float) -> Change:
     assert row is not None  # noqa: S101 - one of the two is there
 
     def of(outcome: Outcome, reason: str, found: Estimate | None = None) -> Change:
-        values = (one["value"] if one else None for one in (old, new))
-        return Change(row["subject"], row["metric"], row["unit"], *values, found, outcome, reason)
+        before, after = (one["value"] if one else None for one in (old, new))
+        return Change(row["subject"], row["metric"], row["unit"], before, after, found, outcome, reason)
 
     if new is not None and new["status"] in ("failed", "error", "out_of_memory"):
         return of("failed", f"{new['status']} in the newer run")
@@ -66,14 +66,14 @@ def _change(old: Row | None, new: Row | None, gate_percent: float) -> Change:
     for name, words in ALIKE:
         if old[name] and new[name] and old[name] != new[name]:
             return of("not_compared", f"other {words}: {old[name]}, then {new[name]}")
-    before, after = _estimate(old), _estimate(new)
-    if min(before.low, after.low) <= 0:
+    older, newer = _estimate(old), _estimate(new)
+    if min(older.low, newer.low) <= 0:
         return of("not_compared", "a figure, or its interval, is not above 0: there is no ratio")
     higher = new["higher_is_better"] if new["higher_is_better"] is not None else old["higher_is_better"]
     # what accuracy may change by is said in the config; of times and ratios, what expectations allow
     accuracy = new["metric"] == "relative_to_bf16"
     margin = gate_percent / 100 if accuracy else MARGINS[device_of(new["hardware"])]
-    found = ratio(after, before)
+    found = ratio(newer, older)
     verdict, _ = judge_interval(found, 1 / (1 + margin), 1 + margin, bool(higher) and not accuracy)
     outcome, reason = OUTCOMES[verdict]
     code = (

@@ -38,7 +38,7 @@ TIMED = (
 )
 ON_THE_DEVICE = (*TIMED, "verify_pair", "perplexity_eval")
 # on the first kind of machine that is a CPU, whatever hardware their records are of
-ONE_CPU = ("prepare_model", "prepare_text", "tokenize_text", "judge", "report")
+ONE_CPU = ("prepare_model", "prepare_text", "tokenize_text", "judge", "history", "report")
 
 
 @dataclass(frozen=True)
