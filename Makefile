@@ -67,8 +67,8 @@ lock: $(TESTS)   ## resolve pyproject.toml into envs/*.txt
 	$(PY) $(PIP) uv
 	$(PY) envs/lock.py
 
-clean:           ## delete results and reports, keep published ones; the environment stays
-	rm -rf results build reports/index.html reports/logs
+clean:           ## delete results and reports; the history of runs, published results and the environment stay
+	rm -rf $(filter-out results/history,$(wildcard results/*)) build reports/index.html reports/logs
 
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'serveproof needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11')"

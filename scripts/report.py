@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from serveproof import provenance, results, script
-from serveproof.report.data import collect
+from serveproof.report.data import collect, collect_history
 from serveproof.report.render import render
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +23,7 @@ def work(arguments: argparse.Namespace) -> None:
         origin = results.read(arguments.provenance, results.Provenance)
     else:
         origin = provenance.collect(ROOT)
-    page = render(machines, origin)
+    page = render(machines, origin, [collect_history(folder) for folder in arguments.results])
     results.write_atomically(arguments.out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 

@@ -21,6 +21,8 @@ from serveproof.results import Record
 ALARM_RATE = 0.05
 # runs on either side of a step, and in a stretch: one disturbed run is no level
 LEAST = 3
+# the least standard deviation of a run's logarithm: sums of equal numbers differ by their rounding
+ROUNDING = 1e-9
 # A series is one figure asked alike: other axes, clocks, rounds or machines begin another.
 SERIES = ("hardware", "machine", "subject", "metric", "axes", "setting")
 Floats = npt.NDArray[np.float64]
@@ -89,12 +91,10 @@ def _p_values(values: Floats, starts: npt.NDArray[np.int64], ends: npt.NDArray[n
     outside = count - inside
     differences = (sums[ends] - sums[starts]) * (1 / inside + 1 / outside)
     total = float(np.sum((values - values.mean()) ** 2))
-    within = np.maximum(total - differences**2 * inside * outside / count, 1e-12 * total)
-    variances = np.maximum(within / (count - 2), floor)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        statistics = np.abs(differences) / np.sqrt(variances * (1 / inside + 1 / outside))
-    # equal values, and no interval: nothing differs
-    return np.asarray(2 * t.sf(np.nan_to_num(statistics, nan=0.0, posinf=np.inf), count - 2), dtype=np.float64)
+    within = total - differences**2 * inside * outside / count
+    variances = np.maximum(within / (count - 2), max(floor, ROUNDING**2))
+    statistics = np.abs(differences) / np.sqrt(variances * (1 / inside + 1 / outside))
+    return np.asarray(2 * t.sf(statistics, count - 2), dtype=np.float64)
 
 
 def find(values: Floats, floor: float = 0.0, rate: float = ALARM_RATE) -> list[tuple[int, float]]:

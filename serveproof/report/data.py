@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from serveproof import results
+from serveproof import history, results, steps
 from serveproof.cluster.usage import JobUsage, usages
 from serveproof.distributed_records import RankedRecord
 from serveproof.errors import UserError
@@ -20,6 +20,7 @@ from serveproof.load_records import LoadRecord, SweepRecord
 from serveproof.profile_records import DecoderProfileRecord, ProfileRecord
 from serveproof.results import HardwareRecord, Judgement, MeasureCase, MeasureRecord, PerplexityRecord, VerifyRecord
 from serveproof.serving_results import EngineRecord, LadderRecord
+from serveproof.steps import Step
 from serveproof.tables import REQUESTS_SCHEMA, SAMPLES_SCHEMA, TELEMETRY_SCHEMA, TOKENS_SCHEMA
 
 Columns = Mapping[str, pl.DataType | type[pl.DataType]]
@@ -85,6 +86,23 @@ class Machine:
     ranked: list[RankedRecord] = field(default_factory=list)
     absent: list[Absent] = field(default_factory=list)
     jobs: list[JobUsage] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class History:
+    """The runs of one kind of machine (tables.HISTORY_SCHEMA), the steps among them, how many series could have one."""
+
+    key: str
+    runs: pl.DataFrame
+    steps: list[Step]
+    tested: int
+
+
+def collect_history(folder: Path) -> History:
+    """What is noted of the runs of a results/{hardware} folder; a folder of reports/published has its own."""
+    runs = history.load(history.folder_of(folder))
+    found, tested = steps.of_history(runs)
+    return History(folder.name, runs, found, tested)
 
 
 def collect(folder: Path, pairs: list[str] | None = None) -> Machine:

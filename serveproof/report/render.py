@@ -23,6 +23,7 @@ from serveproof.report import (
     accuracy_charts,
     charts,
     engine_charts,
+    history_charts,
     jobs,
     numbers,
     pair_charts,
@@ -33,7 +34,7 @@ from serveproof.report import (
     words,
 )
 from serveproof.report.charts import Chart
-from serveproof.report.data import Machine, PairResults
+from serveproof.report.data import History, Machine, PairResults
 from serveproof.report.jobs import JobRow
 from serveproof.report.profile_view import CaseView, ProfileView
 from serveproof.report.serving_view import ServingView
@@ -206,7 +207,7 @@ def view_machine(machine: Machine, number: int) -> MachineView:
     )
 
 
-def render(machines: Sequence[Machine], provenance: Provenance) -> str:
+def render(machines: Sequence[Machine], provenance: Provenance, history: Sequence[History] = ()) -> str:
     """The whole page as text."""
     library, page = drawing_library(), _asset("page.js")
     template = _environment().get_template("page.html.j2")
@@ -215,6 +216,8 @@ def render(machines: Sequence[Machine], provenance: Provenance) -> str:
         machines=views,
         beside=jobs.beside([view.rows for view in views]) if len(views) > 1 else [],
         provenance=provenance,
+        history=[history_charts.view(one) for one in history if one.runs.height],
+        **history_charts.RULE,
         rule=summary.RULE,
         config=charts.theme(),
         # These three are our own files and the drawing library's; nothing of a record is in them.

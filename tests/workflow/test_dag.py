@@ -69,14 +69,17 @@ def test_the_readme_changes_nothing(checkout: Checkout) -> None:
 
 
 CHANGES = {
-    "kernels/optimized_flash_sdp.py": ["verify_pair flash_sdp", "measure_pair flash_sdp", "judge", "report"],
+    "kernels/optimized_flash_sdp.py": [
+        *("verify_pair flash_sdp", "measure_pair flash_sdp", "judge", "history", "report"),
+    ],
     "kernels/baseline_paged_attention.py": [
-        *("verify_pair paged_attention", "measure_pair paged_attention", "judge", "report"),
+        *("verify_pair paged_attention", "measure_pair paged_attention", "judge", "history", "report"),
     ],
     "serveproof/report/charts.py": ["report"],
     "serveproof/report/templates/style.css": ["report"],
-    "serveproof/expectations.py": ["judge", "report"],
-    "serveproof/bench/perplexity.py": ["perplexity_eval", "judge", "report"],
+    "serveproof/expectations.py": ["judge", "history", "report"],
+    "serveproof/steps.py": ["history", "report"],
+    "serveproof/bench/perplexity.py": ["perplexity_eval", "judge", "history", "report"],
 }
 
 
@@ -90,7 +93,7 @@ def test_a_change_reruns_what_depends_on_it_and_nothing_else(checkout: Checkout,
     ("setting", "jobs"),
     [
         ({"accuracy_gate": "{max_increase_percent: 3.5}"}, ["judge", "report"]),
-        ({"perplexity": "{tokens: 600}"}, ["perplexity_eval", "judge", "report"]),
+        ({"perplexity": "{tokens: 600}"}, ["perplexity_eval", "judge", "history", "report"]),
     ],
 )
 def test_a_setting_reruns_what_depends_on_it(smoke: Checkout, setting: dict[str, str], jobs: list[str]) -> None:
@@ -120,5 +123,5 @@ def test_rulegraph_is_drawn(smoke: Checkout) -> None:
     done = smoke.run("--rulegraph")
     assert done.returncode == 0, done.stdout
     assert "digraph snakemake_dag" in done.stdout
-    for rule in ("hardware", "verify_pair", "measure_pair", "perplexity_eval", "judge", "report"):
+    for rule in ("hardware", "verify_pair", "measure_pair", "perplexity_eval", "judge", "history", "report"):
         assert f'label = "{rule}"' in done.stdout
