@@ -1,7 +1,8 @@
-"""Whether memory comes back. Alone: runs an engine for several equal rounds and looks at the allocator and the KV cache
-between them. With --url: watches a running server's /metrics.
+"""Whether memory comes back, in an engine of its own or in a server that runs.
 
-Prints a table; exit code 1 when something leaks. --model is a model directory, llama-1b, llama-8b or a config.json.
+Alone: runs an engine for several equal rounds and looks at the allocator and the KV cache between them. With --url:
+watches the server's /metrics. Needs --model (a model directory, llama-1b, llama-8b or a config.json), or a server that
+answers. Prints a table; exit code 1 when something leaks. Writes no file.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Where `dcgmi` is installed the profiling ratios are DCGM's; else NVML's GPM gives them (Hopper and later). Without a GPU
 it serves the host's metrics and says why there are no GPU series. SIGTERM or Ctrl-C ends it with code 0.
+
+Needs a free port (9400). Writes no file: Prometheus comes and reads.
 """
 
 from __future__ import annotations

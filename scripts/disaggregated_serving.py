@@ -2,6 +2,9 @@
 
 Ranks in pairs: even ranks prefill, odd ranks decode. Pages of the engine's own cache travel over symmetric memory, NCCL
 or gloo. The tokens must be those that the decode worker gives by itself; a corrupted page must change the checksums.
+
+Needs an even number of ranks, started by scripts/start_ranks.py. Writes a RankedRecord to --out; without it nothing.
+Exit code 1 when a check fails.
 """
 
 from __future__ import annotations

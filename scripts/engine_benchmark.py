@@ -3,6 +3,8 @@ could do at best by its measured ceilings.
 
 --model is a directory of real weights, or llama-1b, llama-8b or a config.json, which get seeded random weights.
 --peer transformers runs its continuous batching on the same requests in a process of its own.
+
+Needs the machine alone: it waits for its lease. Prints a table. Writes an EngineRecord to --out; without it nothing.
 """
 
 from __future__ import annotations

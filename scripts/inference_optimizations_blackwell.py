@@ -3,6 +3,8 @@
 Each rung has speed, memory and perplexity against the first. It runs on any device; what a device can't do is skipped
 with its reason. --model is a directory of real weights, or llama-1b, llama-8b or a config.json with random ones, whose
 perplexity would say nothing and is left out.
+
+Needs the machine alone: it waits for its lease. Prints a table. Writes a LadderRecord to --out; without it nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Rule profile_decoder: where the time of a decoder's prefill and decode goes, by model shape, batch and context.
 
---model is any config.json of the Llama family; weights are random in its shape, so none are needed. Prints the hotspot
-table of every point, what would pay most first, and writes profile_records.DecoderProfileRecord. On a CPU as well.
+Needs --model, any config.json of the Llama family; weights are random in its shape. Prints the hotspot table of every
+point, what would pay most first. Writes profile_records.DecoderProfileRecord and the traces beside it. On a CPU as
+well.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """Rule load_test: drives a server over HTTP, open loop, and says how it served: TTFT, TPOT, gaps, goodput, fairness.
 
-Starts the server (--model), or drives one that runs (--base-url: any of OpenAI's routes, vLLM or SGLang too; key in
-SERVEPROOF_API_KEY). Each scenario's load is a share of what the server can carry: from a sweep's record
-(--capacity), from --rate, or measured first by a closed loop. Prints a table; --out-folder gets, per scenario, a JSON
-record, one row a request and one row a second as Parquet. Formulas: docs/load_test.md.
+Starts the server (--model; without it on the model that the DAG prepares), or drives one that runs (--base-url: any of
+OpenAI's routes, vLLM or SGLang too; key in SERVEPROOF_API_KEY). Each scenario's load is a share of what the server can
+carry: from a sweep's record (--capacity), from --rate, or measured first by a closed loop.
+
+Needs a model directory with a tokenizer, or a server that runs. Prints a table. Writes to --out-folder, per scenario, a
+JSON record, one row a request and one row a second as Parquet; without it nothing. Formulas: docs/load_test.md.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from pathlib import Path
 import polars as pl
 from tabulate import tabulate
 
-from serveproof import script
+from serveproof import script, targets
 from serveproof.errors import UserError
 from serveproof.load_records import LoadRecord, LoadRun, SweepRecord
 from serveproof.load_test import arrivals, options
@@ -28,6 +30,8 @@ from serveproof.pairs import ROOT
 from serveproof.provenance import collect
 from serveproof.results import read, write, write_atomically
 
+# what rule prepare_model writes last
+PREPARED = "results/inputs/model/model.json"
 DEFAULT = ("steady", "bursty", "overload", "multi_tenant", "long_prompts")
 TRACE, CLOSED = "trace", "closed"
 
@@ -141,6 +145,8 @@ def work(arguments: argparse.Namespace) -> None:
     if arguments.duration <= 0 or min(arguments.runs, arguments.closed_loop or 1) < 1 or arguments.closed_loop == 0:
         raise UserError("--duration must be more than 0 s, --runs and --closed-loop at least 1")
     known = known_capacity(arguments)
+    if not arguments.model and not arguments.base_url:
+        arguments.model = targets.made(PREPARED).parent
     with options.opened(arguments, known) as setting:
         rate = 0.0 if alone else known or measured_capacity(arguments, setting)
         records = [one_scenario(arguments, setting, name, rate) for name in names]

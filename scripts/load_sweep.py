@@ -1,8 +1,9 @@
 """Rule load_sweep: what a server can carry at most, and the highest rate at which it holds its SLO.
 
 First a closed loop that keeps the server full gives its capacity. Then open-loop runs at shares of it, each judged by
-MLPerf's early-stopping rule, and bisection between the highest that holds and the lowest that does not. Writes
-load_records.SweepRecord.
+MLPerf's early-stopping rule, and bisection between the highest that holds and the lowest that does not.
+
+Needs a model directory with a tokenizer, or a server that runs (--base-url). Writes load_records.SweepRecord.
 """
 
 from __future__ import annotations

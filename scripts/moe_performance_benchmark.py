@@ -2,6 +2,9 @@
 
 Every way is checked against all experts on one rank before it counts. Shapes: config/models/*.json with experts, or
 --tokens and the model's own; the traffics are those of serveproof.ops.moe_workload.
+
+Needs one rank or more, started by scripts/start_ranks.py. Writes a RankedRecord to --out; without it nothing. Exit code
+1 when a check fails.
 """
 
 from __future__ import annotations

@@ -2,7 +2,9 @@
 
 Collectives exact, and all-reduce by size; NVLink's topology and the bandwidth between peers; tensor-parallel logits,
 expert-parallel layers and every step of the engine equal to one rank's; a rank that dies noticed by the others. With
---speed-model, the engine's time a token over all ranks against one. Exit code 1 on any failure; one record.
+--speed-model, the engine's time a token over all ranks against one.
+
+Needs two ranks or more. Writes a RankedRecord to --out; without it nothing. Exit code 1 when a check fails.
 """
 
 from __future__ import annotations

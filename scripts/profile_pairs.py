@@ -1,7 +1,8 @@
 """Profiles every pair, or those named, without the DAG: one command on a machine that is lent for an hour.
 
-Writes {out}/{pair}.json (profile_records.ProfileRecord), its traces, and {out}/{pair}_raw.json: every launch's hardware
-counters as Nsight Compute told them. A pair that breaks is said and stops no other; past --limit-s no new one starts.
+Needs the machine alone: it waits for its lease. Writes {out}/{pair}.json (profile_records.ProfileRecord), its traces,
+and {out}/{pair}_raw.json: every launch's hardware counters as Nsight Compute told them. A pair that breaks is said and
+stops no other; past --limit-s no new one starts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the scheduler itself costs: microseconds a step of decodes, with few and many requests waiting, and the ratio.
 
-No model: every sequence gets token 1. A step is one call of `schedule` and one of `commit`.
+Needs no model and no GPU: every sequence gets token 1. A step is one call of `schedule` and one of `commit`. Prints a
+table. Writes no file.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Streams of --tokens tokens, --streams at a time, at once; then one request at a time for the first token. Each way runs
 --runs times in turn, each time in a process of its own with the same settings, and the medians are compared. On a busy
 machine the figures are the neighbours'.
+
+Needs --model and free cores. Prints a table. Writes no file.
 """
 
 from __future__ import annotations

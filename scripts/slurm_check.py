@@ -2,6 +2,8 @@
 
 Checks the profile's keys, then asks SLURM for partitions, nodes, GPUs, limits and accounts, then has one node of each
 partition read a token file from the results folder. Every fault is one line; exit code 2 with any, else 0.
+
+Needs SLURM's commands on this node. Writes the token file, and deletes it.
 """
 
 from __future__ import annotations
@@ -38,19 +40,9 @@ def read_profile(folder: Path) -> dict[str, Any]:
     return content
 
 
-def merged(files: list[Path]) -> dict[str, Any]:
-    """config/config.yaml with further files over it, as Snakemake's --configfile does."""
-    found = config.read(ROOT)
-    for file in files:
-        for name, value in (config.read_yaml(file) or {}).items():
-            both = isinstance(value, dict) and isinstance(found.get(name), dict) and name != "hardware"
-            found[name] = {**found[name], **value} if both else value
-    return found
-
-
 def work(arguments: argparse.Namespace) -> None:
     profile = read_profile(arguments.profile)
-    settings = config.resolve(merged(arguments.configfile), ROOT)
+    settings = config.resolve(config.merged(arguments.configfile, ROOT), ROOT)
     requests = Requests(settings.machines, config.read_yaml(ROOT / "config/resources.yaml"), ROOT / "results")
     pairs = sorted(next(iter(settings.cases.values())))
     found, notes = check.inspect(requests.every(pairs, settings.values), profile, slurm.look(), requests.folder)

@@ -5,6 +5,8 @@ machine. With several, srun starts this once a node, and SLURM's variables say w
 where the first one is: the job's srun runs on the job's first node, whose address every task is told
 (SLURM_LAUNCH_NODE_IPADDR). The port follows from the job's id, so that two jobs on a node don't meet.
 
+Needs torch on every node. Writes nothing itself; the script does.
+
 Without SLURM each node is started by hand: --node-rank says which it is, --master HOST:PORT where node 0 listens.
 """
 

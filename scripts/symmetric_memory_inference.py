@@ -3,11 +3,16 @@
 Each rank serves requests of its own. The pages that a step wrote are put into the next rank's memory, a signal follows,
 and with --validate every page's checksum is compared after every step, a copy is corrupted on purpose and must be
 caught, put again and read back. Without GPUs that map each other's memory it runs over gloo or NCCL and says why.
+
+Needs two ranks or more: scripts/start_ranks.py starts them, and run by itself it does so itself, a rank a GPU, or two
+on the CPU. Writes a RankedRecord to --out; without it nothing. Exit code 1 when a check fails.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import time
 
 import numpy as np
@@ -23,6 +28,8 @@ from serveproof.engine.linear import prepare_
 from serveproof.engine.loader import find_model, load_or_draw, model_name
 from serveproof.engine.sequence import SamplingParams
 from serveproof.engine.start import COMPUTE, Settings, start_with
+from serveproof.hardware.key import detect, visible_gpus
+from serveproof.pairs import ROOT
 from serveproof.results import Estimate
 
 
@@ -104,6 +111,15 @@ def skew(ranks: Ranks, copies: Replicas) -> RankedCase:
     return RankedCase("replica_skew", axes, "passed", reason, figures)
 
 
+def start_ranks(given: list[str]) -> None:
+    """Become torchrun with a rank a GPU of this machine, or two on its CPU where it has no two GPUs."""
+    gpus = len(visible_gpus())
+    here = ["--key", detect()] if gpus > 1 else ["--device", "cpu"]
+    starter = ROOT / "scripts" / "start_ranks.py"
+    command = [sys.executable, str(starter), "--nodes", "1", "--ranks", str(max(2, gpus)), __file__, *here, *given]
+    os.execv(sys.executable, command)  # noqa: S606 - no shell wanted
+
+
 def work(arguments: argparse.Namespace, ranks: Ranks) -> None:
     if ranks.world == 1:
         reason = "one rank has nowhere to keep a copy: start two, on two GPUs or with --device cpu over gloo"
@@ -125,14 +141,20 @@ def work(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
 def main() -> None:
     parser = record.parser(__doc__ or "")
-    parser.add_argument("--model", required=True, help="a model directory, llama-1b, llama-8b or a config.json")
+    parser.add_argument(
+        "--model", help="a model directory, llama-1b, llama-8b or a config.json; by default llama-1b, on a CPU tiny"
+    )
     parser.add_argument("--dtype", default="fp32", choices=COMPUTE)
     parser.add_argument("--requests", type=int, default=4, help="of each rank")
     parser.add_argument("--prompt", type=int, default=48, help="tokens of the longest prompt")
     parser.add_argument("--tokens", type=int, default=40, help="tokens to generate for each request")
     parser.add_argument("--validate", action="store_true", help="corrupt a page too, and see that it is caught")
     arguments = parser.parse_args()
-    group.run(work, arguments, record.device(arguments))
+    if "RANK" not in os.environ:
+        start_ranks(sys.argv[1:])
+    where = record.device(arguments)
+    arguments.model = arguments.model or ("llama-1b" if where == "cuda" else "tiny")
+    group.run(work, arguments, where)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 Attention is tensor parallel, experts are spread over the ranks and rows travel to them. Weights are random; the routers
 follow serveproof.ops.moe_workload's traffics. In float32 the tokens must be those of one rank. Steps run without CUDA
 graphs: how many rows travel is known to the host only in each step.
+
+Needs a shape with experts, and one rank or more, started by scripts/start_ranks.py. Writes a RankedRecord to --out;
+without it nothing. Exit code 1 when a check fails.
 """
 
 from __future__ import annotations

@@ -99,6 +99,16 @@ def read(root: Path = pairs.ROOT) -> dict[str, Any]:
     return dict(content)
 
 
+def merged(files: list[Path], root: Path = pairs.ROOT) -> dict[str, Any]:
+    """config/config.yaml with further files over it, as Snakemake's --configfile does."""
+    found = read(root)
+    for file in files:
+        for name, value in (read_yaml(file) or {}).items():
+            both = isinstance(value, dict) and isinstance(found.get(name), dict) and name != "hardware"
+            found[name] = {**found[name], **value} if both else value
+    return found
+
+
 def _with_numbers(value: Any) -> Any:
     """Snakemake's --config leaves a number inside a mapping as text (`--config measure='{rounds: 5}'`)."""
     if isinstance(value, dict):

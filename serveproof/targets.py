@@ -92,9 +92,20 @@ def planned(request: Request) -> list[dict[str, str]]:
     return [{names[name]: cell for name, cell in zip(head, row, strict=True) if name in names} for row in rows]
 
 
+def made(name: str, root: Path = pairs.ROOT) -> Path:
+    """One of the DAG's own files, made by it where it isn't there yet."""
+    file = root / name
+    if not file.exists():
+        print(f"serveproof: {name} isn't there yet: snakemake makes it", file=sys.stderr)
+        command = [sys.executable, "-m", "snakemake", name, "--cores", "all"]
+        if subprocess.run(command, cwd=root, stdout=sys.stderr, check=False).returncode:
+            raise UserError(f"{name} could not be made, see above")
+    return file
+
+
 def keys(configfile: Path | None = None, root: Path = pairs.ROOT) -> list[str]:
     """The hardware keys that a run with this config measures."""
-    settings = config.read(root) | ((config.read_yaml(configfile) or {}) if configfile else {})
+    settings = config.merged([configfile] if configfile else [], root)
     return list(machines_of(settings["hardware"], 1))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,24 @@ def test_the_keys_are_the_configs(tmp_path: Path) -> None:
     file = tmp_path / "my.yaml"
     file.write_text("hardware: 2x_h200\n")
     assert targets.keys(file) == ["2x_h200"]
+
+
+def test_the_dags_file_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        started.append(command[1:])
+        (tmp_path / "results").mkdir()
+        (tmp_path / "results/one.json").touch()
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(targets.subprocess, "run", run)
+    for _ in range(2):
+        assert targets.made("results/one.json", tmp_path) == tmp_path / "results/one.json"
+    assert started == [["-m", "snakemake", "results/one.json", "--cores", "all"]]
+
+
+def test_a_file_that_can_not_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    with pytest.raises(UserError, match="could not be made"):
+        targets.made("results/one.json", tmp_path)

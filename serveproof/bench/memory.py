@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import resource
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,16 +30,28 @@ def _status_bytes(key: str) -> int:
     raise OSError(f"/proc/self/status has no {key}")
 
 
-def _minor_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+@dataclass(frozen=True)
+class Probe:
+    """One side's memory. The faults of getrusage(2), in this process: minor ones gave a page that the side touched for
+    the first time, major ones had to read it from disk. None on CUDA.
+    """
+
+    peak_bytes: int
+    minor_faults: int | None
+    major_faults: int | None
 
 
-def peak_of(build: Callable[[Inputs], Run], inputs: Inputs, device: str) -> tuple[int, int | None]:
-    """(peak bytes, minor page faults) of allocating `inputs` anew, building and running twice, after one rehearsal.
+def _faults() -> tuple[int, int]:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_minflt, usage.ru_majflt
+
+
+def peak_of(build: Callable[[Inputs], Run], inputs: Inputs, device: str) -> Probe:
+    """Peak memory and page faults of allocating `inputs` anew, building and running twice, after one rehearsal.
 
     On CUDA the caching allocator's peak, and no faults: device memory is mapped when it's allocated, never on demand.
     On a CPU the peak of the resident set above where it stood, with the kernel's high-water mark reset first (proc(5),
-    clear_refs value 5); the faults are the pages that the side touches for the first time.
+    clear_refs value 5).
     """
 
     def allocate_build_run() -> int:
@@ -55,9 +68,9 @@ def peak_of(build: Callable[[Inputs], Run], inputs: Inputs, device: str) -> tupl
         before_bytes = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         least_bytes = allocate_build_run()
-        return max(torch.cuda.max_memory_allocated() - before_bytes, least_bytes), None
+        return Probe(max(torch.cuda.max_memory_allocated() - before_bytes, least_bytes), None, None)
     Path("/proc/self/clear_refs").write_text("5")
-    before_bytes, before_faults = _status_bytes("VmRSS"), _minor_faults()
+    before_bytes, before = _status_bytes("VmRSS"), _faults()
     least_bytes = allocate_build_run()
-    faults = _minor_faults() - before_faults
-    return max(_status_bytes("VmHWM") - before_bytes, least_bytes), faults
+    minor, major = (now - then for now, then in zip(_faults(), before, strict=True))
+    return Probe(max(_status_bytes("VmHWM") - before_bytes, least_bytes), minor, major)

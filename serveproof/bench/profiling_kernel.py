@@ -1,7 +1,10 @@
 """Every kernel file as a program: `python kernels/optimized_X.py --profile minimal` profiles that side, no DAG needed.
 
-Prints where the time goes and writes the record with its traces. The ceilings are those of results/{hardware} where
-that machine has been examined, else they are measured first.
+Prints where the time goes, the side's rate, memory and page faults, and writes the record with its traces. --compare
+measures both sides in turns and prints them beside each other; --profile none leaves the profile out. Needs the machine
+alone: it waits for its lease. The ceilings are those of results/{hardware} where that machine has been examined, else
+they are measured first. Writes results/{hardware}/kernels/{file}.json, unless --out says otherwise; with --profile none
+nothing.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ import msgspec
 from tabulate import tabulate
 
 from serveproof import pairs, script
-from serveproof.bench import profiling
-from serveproof.bench.job import Case, Job
+from serveproof.bench import kernel_numbers, measure, profiling
+from serveproof.bench.job import Case, CaseReply, Job
 from serveproof.bench.profiling_job import Options, RawKernel, add_options, options_of
 from serveproof.config import AUTO_TIERS, read_yaml
 from serveproof.errors import UserError
@@ -26,7 +29,7 @@ from serveproof.hardware.lease import lease
 from serveproof.hardware.start import start_torch
 from serveproof.profile_records import Profile, ProfileRecord
 from serveproof.provenance import collect
-from serveproof.results import SIDES, Ceilings, HardwareRecord, read, write
+from serveproof.results import SIDES, Ceilings, HardwareRecord, MeasureCase, read, write
 
 SHOWN = 20
 
@@ -132,22 +135,63 @@ def _counted(fraction: float | None) -> str:
     return "unknown part" if fraction is None else f"{100 * fraction:.0f} %"
 
 
+def measured(pair: str, cases: list[Case], hardware: str, arguments: argparse.Namespace) -> list[MeasureCase]:
+    """Both sides in turns, as the DAG measures them; in --processes processes of --iterations rounds."""
+    device = key.device_of(hardware)
+    with lease(device, every=pairs.uses_every_gpu(pair)) as held:
+        job = Job(
+            "time", pair, cases, device, arguments.threads, arguments.iterations, warmup_rounds=3, seed=0,
+            ranks=len(held),
+        )  # fmt: skip
+        return measure.measure(job, arguments.processes, ceilings_of(hardware, arguments.threads))[0]
+
+
+def probed(
+    pair: str, cases: list[Case], side: str, hardware: str, threads: int, served: dict[str, str]
+) -> dict[str, CaseReply]:
+    """case -> memory and page faults of one side."""
+    device = key.device_of(hardware)
+    with lease(device, every=pairs.uses_every_gpu(pair)) as held:
+        job = Job("probe", pair, cases, device, threads, rounds=1, warmup_rounds=1, seed=0, ranks=len(held))
+        return kernel_numbers.probe(job, side, served)
+
+
 def work(arguments: argparse.Namespace) -> None:
     side, pair = side_of(Path(sys.argv[0]).resolve())
+    if min(arguments.processes, arguments.iterations) < 2:
+        raise UserError("--processes and --iterations: at least 2 of each, or there is no interval")
     hardware = "cpu" if arguments.cpu else key.detect()
     cases = cases_of(pair, key.device_of(hardware), arguments.case)
     if not cases:
         raise UserError(f"config/workloads.yaml: {pair} has no case for this machine ({hardware}); try --cpu")
     options = options_of(arguments)
-    if options.mode == "none":
-        print(f"{side}_{pair}: nothing to do with --profile none; measure with snakemake, or --profile minimal")
-        return
+    if options.mode != "none":
+        profiled(pair, cases, side, hardware, options, arguments)
+    if arguments.compare:
+        for case in measured(pair, cases, hardware, arguments):
+            print(
+                f"\n{pair} {case.case}: both sides", kernel_numbers.beside(case), *kernel_numbers.notes(case), sep="\n"
+            )
+    elif options.mode == "none":
+        print(f"{side}_{pair}: nothing to do with --profile none alone; give --compare, or --profile minimal")
+
+
+def profiled(
+    pair: str, cases: list[Case], side: str, hardware: str, options: Options, arguments: argparse.Namespace
+) -> None:
+    """Profile one side, write the record, print it with the side's numbers."""
     out = arguments.out or pairs.ROOT / "results" / hardware / "kernels" / f"{side}_{pair}.json"
     record, _ = profile(pair, cases, side, hardware, options, arguments.threads, out.parent / f"{out.stem}_traces")
     write(out, record)
-    for case in record.cases:
-        found: Profile = getattr(case, side)
+    profiles: dict[str, Profile] = {case.case: getattr(case, side) for case in record.cases}
+    good = [case for case in cases if profiles[case.case].status == "passed"]
+    served = {case.case: profiles[case.case].backend for case in good}
+    memory = probed(pair, good, side, hardware, arguments.threads, served) if good else {}
+    for case in cases:
+        found = profiles[case.case]
         print(f"\n{side}_{pair} {case.case}", *summary(found), sep="\n")
+        if case.case in memory:
+            print(*kernel_numbers.of_side(pair, case, found, memory[case.case]), sep="\n")
         if found.hotspots:
             print(table(found))
     print(*(f"note: {note}" for note in record.notes), f"written: {out}", sep="\n")
@@ -157,6 +201,9 @@ def main() -> None:
     parser = script.parser(__doc__ or "")
     add_options(parser)
     parser.add_argument("--case", action="append", default=[], help="only this case; may be given again")
+    parser.add_argument("--compare", action="store_true", help="measure both sides in turns, and print them together")
+    parser.add_argument("--processes", type=int, default=3, help="of --compare: each repeats all of it")
+    parser.add_argument("--iterations", type=int, default=10, help="of --compare: A B B A rounds in each process")
     parser.add_argument("--cpu", action="store_true", help="on the CPU, although there is a GPU")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="the record; results/{hardware}/kernels/{file}.json by default")

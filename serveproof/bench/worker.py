@@ -137,14 +137,15 @@ def probe_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
         built: Built = module.build(own)
         return built[job.served[case.case]]() if isinstance(built, dict) else built
 
-    peak_bytes, faults = memory.peak_of(build, inputs, job.device)
+    probed = memory.peak_of(build, inputs, job.device)
     metrics: dict[str, tuple[float, str, str]] = {}
-    if faults is not None:
-        note = "minor page faults while this side's inputs are allocated, and it is built and run twice"
-        metrics["page_faults"] = (float(faults), "faults", note)
+    if probed.minor_faults is not None and probed.major_faults is not None:
+        note = "page faults while this side's inputs are allocated, and it is built and run twice"
+        metrics["page_faults"] = (float(probed.minor_faults), "faults", f"minor {note}")
+        metrics["major_page_faults"] = (float(probed.major_faults), "faults", f"major {note}: read from disk")
     if hasattr(module, "metrics"):
         metrics.update(module.metrics(inputs))
-    return CaseReply(case=case.case, status="passed", peak_memory_bytes=peak_bytes, metrics=metrics)
+    return CaseReply(case=case.case, status="passed", peak_memory_bytes=probed.peak_bytes, metrics=metrics)
 
 
 MODES: dict[str, Callable[[pairs.Pair, Case, Job], CaseReply]] = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -13,6 +16,7 @@ from serveproof.distributed.equality import config_for
 from serveproof.distributed_records import RankedRecord
 from serveproof.engine.loader import random_model
 from serveproof.engine.parallel import SINGLE
+from serveproof.pairs import ROOT
 from tests.distributed.conftest import Started, ended, lines_of
 
 
@@ -39,6 +43,28 @@ def test_one_rank_says_what_is_missing(start: Started) -> None:
     code, output = ended(start("scripts/symmetric_memory_inference.py", "--model", "tiny", ranks=1))
     assert code == 0
     assert "skipped: replicas: one rank has nowhere to keep a copy: start two" in output
+
+
+def test_by_itself_it_starts_its_own_ranks(tmp_path: Path) -> None:
+    """`python scripts/symmetric_memory_inference.py --validate`, word for word but for its length and its record."""
+    out = tmp_path / "r.json"
+    command = [
+        sys.executable,
+        "scripts/symmetric_memory_inference.py",
+        "--validate",
+        "--tokens",
+        "8",
+        "--out",
+        str(out),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("RANK", None)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    record = msgspec.json.decode(out.read_bytes(), type=RankedRecord)
+    assert (record.world, record.device) == (2, "cpu")
+    statuses = {case.case: case.status for case in record.cases}
+    assert statuses["corrupted_page_is_caught"] == statuses["pages_equal_after_every_step"] == "passed"
 
 
 def test_hand_over_gives_the_tokens_of_recompute(start: Started, tmp_path: Path) -> None:

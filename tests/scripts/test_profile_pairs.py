@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 from serveproof import pairs
-from serveproof.bench import profiling, profiling_kernel
+from serveproof.bench import kernel_numbers, profiling, profiling_kernel
 from serveproof.errors import UserError
 from serveproof.profile_records import ProfileRecord
-from serveproof.results import read
+from serveproof.results import MeasureCase, read
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,6 +41,8 @@ def test_a_kernel_file_profiles_its_side(tmp_path: Path) -> None:
     done = run("kernels/optimized_paged_attention.py", "--profile", "minimal", *case)
     assert done.returncode == 0, done.stderr
     assert "would pay, ms" in done.stdout
+    for told in ("throughput: ", "peak memory: ", "\npage faults: ", "major page faults: 0 faults"):
+        assert told in done.stdout
     record = read(out, ProfileRecord)
     assert record.code_sha == pairs.code_sha("paged_attention")
     (found,) = record.cases
@@ -49,9 +51,31 @@ def test_a_kernel_file_profiles_its_side(tmp_path: Path) -> None:
     assert (tmp_path / "profile_traces" / found.optimized.trace).stat().st_size == found.optimized.trace_bytes
 
 
+def test_a_side_is_measured_against_the_other() -> None:
+    """Pages against padding: fewer page faults and a higher throughput, on any CPU."""
+    case = ("--case", "b16_max2048", "--cpu", "--processes", "2", "--iterations", "3")
+    done = run("kernels/optimized_paged_attention.py", "--profile", "none", "--compare", *case)
+    assert done.returncode == 0, done.stderr
+    rows = {line[:17].strip(): line for line in done.stdout.splitlines()}
+    faults, throughput = (float(rows[name].split()[-1]) for name in ("page faults", "throughput"))
+    assert faults < 0.6
+    assert throughput > 1.2
+    assert rows["major page faults"].split()[3:5] == ["0", "faults"]
+
+
+def test_a_case_that_does_not_pass_has_its_reason_for_numbers() -> None:
+    failed = MeasureCase("a", "cpu", {}, "error", "Traceback\nValueError: no")
+    assert kernel_numbers.beside(failed) == "error: ValueError: no"
+
+
 @pytest.mark.parametrize(
     ("file", "arguments", "said"),
     [
+        (
+            "kernels/optimized_flash_sdp.py",
+            ("--cpu", "--processes", "1"),
+            "at least 2 of each, or there is no interval",
+        ),
         ("kernels/optimized_flash_sdp.py", ("--cpu", "--case", "xyzzy"), "--case xyzzy: flash_sdp has no such case"),
         ("kernels/optimized_flash_sdp.py", ("--profile", "some"), "invalid choice: 'some'"),
     ],
