@@ -60,7 +60,7 @@ def sentence(history: History, runs: int) -> str:
         return f"No step in {history.tested} figures with {2 * LEAST} runs or more."
     worse = sum(not step.better for step in history.steps)
     return (
-        f"{len(history.steps)} steps in {history.tested} figures with {2 * LEAST} runs or more: "
+        f"{len(history.steps)} {'step' if len(history.steps) == 1 else 'steps'} in {history.tested} figures with {2 * LEAST} runs or more: "
         f"{worse} worse, {len(history.steps) - worse} better."
     )
 
