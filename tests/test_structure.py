@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAMS = [ROOT / "compare.py", *(ROOT / "scripts").glob("*.py"), *(ROOT / "serveproof").rglob("*.py")]
+FOLDERS = ("cli", "scripts", "serveproof")
+PROGRAMS = [ROOT / "compare.py", *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
 SOURCES = [*PROGRAMS, *(ROOT / "kernels").glob("*.py"), *(ROOT / "tests").rglob("*.py")]
 MOST_LINES = 400
 
@@ -28,6 +31,13 @@ def test_import_contracts_hold() -> None:
 
 def test_kernels_is_a_folder_of_loose_files() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_only_our_two_packages_are_installed() -> None:
+    """Never kernels: an importable folder of that name breaks some releases of transformers."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    found = find_packages(str(ROOT), include=project["tool"]["setuptools"]["packages"]["find"]["include"])
+    assert {name.partition(".")[0] for name in found} == {"serveproof", "cli"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
