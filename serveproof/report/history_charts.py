@@ -11,7 +11,7 @@ import polars as pl
 from serveproof.report import charts
 from serveproof.report.charts import Chart, Column
 from serveproof.report.data import History
-from serveproof.report.numbers import moment, significant
+from serveproof.report.numbers import moment, signed, significant
 from serveproof.steps import ALARM_RATE, LEAST, Step, series_of
 
 # A page of many pairs stays small: those that stepped come first.
@@ -58,10 +58,11 @@ def sentence(history: History, runs: int) -> str:
         return f"No figure was measured {2 * LEAST} times alike yet, and a step needs {LEAST} runs on either side."
     if not history.steps:
         return f"No step in {history.tested} figures with {2 * LEAST} runs or more."
+    count = len(history.steps)
     worse = sum(not step.better for step in history.steps)
     return (
-        f"{len(history.steps)} {'step' if len(history.steps) == 1 else 'steps'} in {history.tested} figures with {2 * LEAST} runs or more: "
-        f"{worse} worse, {len(history.steps) - worse} better."
+        f"{count} {'step' if count == 1 else 'steps'} in {history.tested} figures with {2 * LEAST} runs or more: "
+        f"{worse} worse, {count - worse} better."
     )
 
 
@@ -93,7 +94,7 @@ def trend(name: str, metric: str, series: list[pl.DataFrame], steps: list[Step])
             label, sizes = _label(row), {part: row[part] for part in ("value", "low", "high")}
             rows.append({"run": label, "date": row["measured_utc"], "case": title, **sizes})
             marks += [
-                {"run": label, "change": f"{step.change_percent:+.1f} %"}
+                {"run": label, "change": f"{signed(step.change_percent, 1)} %"}
                 for step in steps
                 if (step.subject, step.metric, step.date_utc, step.machine, step.setting)
                 == (row["subject"], metric, row["measured_utc"], row["machine"], row["setting"])
