@@ -2,7 +2,8 @@
 """Holds results/{hardware} against expectations_{hardware}.json: a table, and an exit code a nightly job can use.
 
 With --profile or --iterations the DAG first runs with that setting, for the targets alone where some are named. With
---against, two runs are compared instead. Needs results of `snakemake`. Writes nothing, but for --update-expectations.
+--against, two runs are compared instead. Needs results of `snakemake`. Writes nothing but expectations where
+--update-expectations asks for it, and the run that the DAG made into results/history.
 
 exit code 0: every figure met (or skipped, with its reason); 1: something regressed, failed, or is too good to
 believe, or a job failed; 2: bad input; 3: nothing regressed, but something could not be judged (absent, expired,
@@ -34,6 +35,10 @@ def compare(arguments: argparse.Namespace) -> int:
         if targets.run(request):
             print("serveproof: a job failed, see above; nothing is compared", file=sys.stderr)
             return expectations.EXIT_REGRESSED
+        from serveproof import history  # polars: only where it is needed
+
+        for measured in targets.keys(arguments.configfile):
+            history.note(ROOT / "results" / measured)
     hardware = arguments.hardware or key.detect()
     folder = ROOT / "results" / hardware
     found = comparison.find(folder, chosen)
@@ -46,7 +51,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def two_runs(arguments: argparse.Namespace) -> int:
     """Compare this run, or --run, with --against."""
-    from serveproof import history, run_comparison  # polars: only where runs are compared
+    from serveproof import history, run_comparison  # polars: only where it is needed
 
     asked = ("profile", "iterations", "targets", "update_expectations")
     mixed = [name for name in asked if getattr(arguments, name)]

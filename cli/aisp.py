@@ -148,8 +148,12 @@ def planned(request: targets.Request, as_json: bool) -> int:
 
 
 def told(hardware: str, request: targets.Request, update: bool, as_json: bool) -> int:
-    """Print one machine's figures of the targets; the exit code."""
-    found = comparison.find(pairs.ROOT / "results" / hardware, request.pairs)
+    """Note the run in the history, and print one machine's figures of the targets; the exit code."""
+    from serveproof import history  # polars, which completion need not wait for
+
+    folder = pairs.ROOT / "results" / hardware
+    history.note(folder)
+    found = comparison.find(folder, request.pairs)
     lines = comparison.update(hardware, found) if update else []
     cases = [(record.pair, case) for record in found.measured for case in record.cases]
     if as_json:

@@ -54,7 +54,7 @@ rule history:
         results=lambda wildcards, input: os.path.dirname(input.hardware),
     shell:
         "python3 scripts/history.py --results {params.results:q} --pairs {params.pairs:q}"
-        " --history results/history/{wildcards.hardware:q} --out {output:q} --log {log:q}"
+        " --out {output:q} --log {log:q}"
 
 
 rule report:

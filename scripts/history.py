@@ -25,9 +25,8 @@ class HistoryRecord(Record):
 
 
 def work(arguments: argparse.Namespace) -> None:
-    run = history.of_folder(arguments.results, arguments.pairs)
-    path = history.append(arguments.history, run)
-    runs = history.load(arguments.history)
+    path = history.note(arguments.results, arguments.pairs)
+    runs = history.load(path.parent)
     found, tested = steps.of_history(runs)
     for step in found:
         word = "better" if step.better else "worse"
@@ -36,15 +35,14 @@ def work(arguments: argparse.Namespace) -> None:
             f"{step.subject} {step.metric}: {step.change_percent:+.1f} % ({word}) from {step.commit[:12]} on, "
             f"{step.date_utc}: {'; '.join(step.causes)}",
         )
-    count = runs["run"].n_unique()
-    write(arguments.out, HistoryRecord(path.stem, run.height, count, tested, steps.ALARM_RATE, found))
+    figures, count = history.read_run(path).height, runs["run"].n_unique()
+    write(arguments.out, HistoryRecord(path.stem, figures, count, tested, steps.ALARM_RATE, found))
 
 
 def main() -> None:
     parser = script.parser(__doc__ or "")
     parser.add_argument("--results", type=Path, required=True, help="the results/{hardware} folder of this run")
     parser.add_argument("--pairs", nargs="+", help="the pairs of this run; all that the folder holds by default")
-    parser.add_argument("--history", type=Path, required=True, help="the folder that keeps this machine's runs")
     parser.add_argument("--out", type=Path, required=True)
     script.run(work, parser.parse_args())
 

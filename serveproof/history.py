@@ -158,10 +158,16 @@ def folder_of(results: Path) -> Path:
 
 
 def append(folder: Path, run: pl.DataFrame) -> Path:
-    """Note a run, whole or not at all; one that is noted already is written again with the same rows."""
+    """Note a run, whole or not at all; one that is noted already stays untouched."""
     path = folder / f"{run['run'][0]}.parquet"
-    write_atomically(path, run.write_parquet)
+    if not path.exists() or not read_run(path).equals(run):
+        write_atomically(path, run.write_parquet)
     return path
+
+
+def note(results: Path, chosen: Collection[str] | None = None) -> Path:
+    """Note the run that lies in a results/{hardware} folder; of its pairs those chosen."""
+    return append(folder_of(results), of_folder(results, chosen))
 
 
 def read_run(path: Path) -> pl.DataFrame:

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli import aisp
-from serveproof import comparison, pairs, targets
+from serveproof import comparison, history, pairs, targets
 from serveproof.comparison import Found
 from serveproof.results import MeasureCase, Status
 from tests.test_expectations import passed, record
@@ -65,6 +65,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(targets, "run", run)
     monkeypatch.setattr(targets, "keys", lambda _: ["cpu"])
+    monkeypatch.setattr(history, "note", lambda _: None)
     monkeypatch.setattr(comparison, "find", lambda *_: Found([record(passed(2.0))], [], [], None))
     return seen
 

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from serveproof.errors import UserError
 from serveproof.load_records import LoadRecord, SweepRecord
 from serveproof.load_test import server_process
 from serveproof.results import read
@@ -192,7 +193,8 @@ def test_bad_input_is_one_line(
 ) -> None:
     script = load_script("inference_server_load_test")
     model = ("--model", fake_server)
-    assert "one of the two" in main_error(script)
+    assert "one of the two" in main_error(load_script("load_sweep"), "--out", tmp_path / "sweep.json")
+    assert "one of the two" in main_error(script, *model, "--base-url", "http://127.0.0.1:9")
     assert "there are steady" in main_error(script, *model, "--scenario", "calm")
     assert "there are first_come, fair" in main_error(script, *model, "--server", "slow", "--rate", 1)
     assert "give --capacity or --rate" in main_error(script, *model, "--server", "bounded")
@@ -204,6 +206,19 @@ def test_bad_input_is_one_line(
     assert "vocab_size" in main_error(script, "--model", tmp_path / "nowhere")
     assert "is that a server" in main_error(script, "--base-url", "http://127.0.0.1:9")
     assert "not an http" in main_error(script, "--base-url", "ftp://x")
+
+
+def test_without_a_model_it_takes_the_dags(
+    main_error: Callable[..., str], load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python scripts/inference_server_load_test.py --duration 120`, in a checkout where nothing can be fetched."""
+
+    def made(name: str) -> Path:
+        raise UserError(f"{name} could not be made")
+
+    script = load_script("inference_server_load_test")
+    monkeypatch.setattr(script.targets, "made", made)
+    assert "results/inputs/model/model.json could not be made" in main_error(script, "--duration", 120)
 
 
 def test_a_server_that_dies_says_why(

@@ -40,6 +40,8 @@ def test_a_target_is_the_dags_own_files_and_no_more(measured: Checkout) -> None:
     assert there == {"hardware.json", "pairs", "logs"}
     assert [path.name for path in (measured.results / "cpu/pairs").iterdir()] == [PAIR]
     assert not (measured.folder / "reports" / "index.html").exists()
+    (run,) = runs(measured)
+    assert set(history.read_run(run)["subject"]) == {f"{PAIR}/r12_slots4"}
 
 
 def test_snakemake_does_not_measure_it_again(measured: Checkout) -> None:
