@@ -11,7 +11,7 @@ import pytest
 from tests.workflow.conftest import ROOT, Checkout
 
 # A download that is tried fails at once: nothing listens on port 9.
-NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 RULES = "\n".join(path.read_text() for path in sorted((ROOT / "rules").glob("*.smk")))
 CAPTIONS = ROOT / "rules" / "captions"
 
