@@ -67,7 +67,7 @@ lint: $(TESTS) docs ## ruff, mypy, import contracts, snakefmt, snakemake --lint,
 	$(PY) -m snakemake --lint
 
 docs: $(TESTS)   ## the documentation as a site, into build/docs; a broken link is an error
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 lock: $(TESTS)   ## resolve pyproject.toml into envs/*.txt
 	$(PY) $(PIP) uv
