@@ -121,7 +121,7 @@ def config(root: Path) -> str:
 # --- command line ---------------------------------------------------------------------------------------------------
 
 
-class Parsed(Exception):  # noqa: N818 - not an error: it carries a parser out of a main()
+class Parsed(Exception):
     """Raised in the place of parsing."""
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
@@ -135,8 +135,9 @@ def parser_of(main: Callable[[], object]) -> argparse.ArgumentParser:
     def stop(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
         raise Parsed(parser)
 
-    with mock.patch.object(argparse.ArgumentParser, "parse_args", stop), mock.patch.object(
-        argparse.ArgumentParser, "parse_known_args", stop
+    with (
+        mock.patch.object(argparse.ArgumentParser, "parse_args", stop),
+        mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop),
     ):
         try:
             main()
@@ -185,7 +186,9 @@ def options(parser: argparse.ArgumentParser) -> list[tuple[str, ...]]:
 
 def cli(root: Path) -> str:
     """Every program: what it says of itself, and its options."""
-    text = "# Command line\n\nThe programs of `scripts/`, `compare.py` and the server; `make help` lists the targets.\n\n"
+    text = (
+        "# Command line\n\nThe programs of `scripts/`, `compare.py` and the server; `make help` lists the targets.\n\n"
+    )
     for command, main in programs(root):
         parser = parser_of(main)
         text += f"## {command}\n\n{(parser.description or '').strip()}\n\n"
@@ -222,7 +225,7 @@ def fields(kind: type[msgspec.Struct]) -> list[tuple[str, ...]]:
 
 def records(root: Path) -> str:
     """Every record, module by module, and the columns of the tables beside them."""
-    text = "# Records\n\nJSON files of results/{hardware}; reading one checks every type, and an unknown field is an error.\n\n"
+    text = "# Records\n\nJSON files of results/{hardware}. Reading one checks every type; an unknown field is an error.\n\n"
     for name in record_modules(root):
         module = importlib.import_module(name)
         text += f"## {name}\n\n{inspect.getdoc(module)}\n\n"
@@ -230,7 +233,9 @@ def records(root: Path) -> str:
             if inspect.isclass(kind) and issubclass(kind, msgspec.Struct) and kind.__module__ == name:
                 rows = fields(kind)
                 if rows:
-                    text += f"### {kind.__name__}\n\n{inspect.getdoc(kind)}\n\n" + table(("field", "type", "default"), rows)
+                    text += f"### {kind.__name__}\n\n{inspect.getdoc(kind)}\n\n" + table(
+                        ("field", "type", "default"), rows
+                    )
     return text + columns()
 
 
@@ -240,7 +245,9 @@ def columns() -> str:
     text = f"## serveproof.tables\n\n{inspect.getdoc(module)}\n\n"
     for name, schema in vars(module).items():
         if name.endswith("_SCHEMA"):
-            text += f"### {name}\n\n" + table(("column", "type"), [(code(one), code(kind)) for one, kind in schema.items()])
+            text += f"### {name}\n\n" + table(
+                ("column", "type"), [(code(one), code(kind)) for one, kind in schema.items()]
+            )
     return text
 
 
@@ -261,8 +268,8 @@ def metrics() -> str:
     host += [(code(one.name), one.kind, cell(one.help)) for one in host_metrics.gpu_presence(0, "none")]
     heads = ("metric", "kind", "what it is")
     return (
-        "# Metrics\n\n## The server\n\n`/metrics` of `python -m serveproof.server`; each also has the label `model_name`."
-        " Counters end in `_total` there.\n\n"
+        "# Metrics\n\n## The server\n\n`/metrics` of `python -m serveproof.server`. Each also has the label `model_name`;"
+        " counters end in `_total` there.\n\n"
         + table(("metric", "kind", "vLLM's name", "labels", "what it is"), server)
         + "## GPUs\n\n`scripts/dcgm_prometheus_exporter.py`, from NVML.\n\n"
         + table(heads, gpu)
