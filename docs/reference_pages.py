@@ -225,7 +225,7 @@ def fields(kind: type[msgspec.Struct]) -> list[tuple[str, ...]]:
 
 def records(root: Path) -> str:
     """Every record, module by module, and the columns of the tables beside them."""
-    text = "# Records\n\nJSON files of results/{hardware}. Reading one checks every type; an unknown field is an error.\n\n"
+    text = "# Records\n\nJSON of results/{hardware}. Reading one checks every type; an unknown field is an error.\n\n"
     for name in record_modules(root):
         module = importlib.import_module(name)
         text += f"## {name}\n\n{inspect.getdoc(module)}\n\n"
@@ -268,8 +268,8 @@ def metrics() -> str:
     host += [(code(one.name), one.kind, cell(one.help)) for one in host_metrics.gpu_presence(0, "none")]
     heads = ("metric", "kind", "what it is")
     return (
-        "# Metrics\n\n## The server\n\n`/metrics` of `python -m serveproof.server`. Each also has the label `model_name`;"
-        " counters end in `_total` there.\n\n"
+        "# Metrics\n\n## The server\n\n`/metrics` of `python -m serveproof.server`. Each also has the label"
+        " `model_name`; counters end in `_total` there.\n\n"
         + table(("metric", "kind", "vLLM's name", "labels", "what it is"), server)
         + "## GPUs\n\n`scripts/dcgm_prometheus_exporter.py`, from NVML.\n\n"
         + table(heads, gpu)

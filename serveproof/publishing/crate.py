@@ -139,7 +139,8 @@ def write(run: Run, folder: Path, said: str) -> None:
     written = [added(folder / "index.html", name="the report")]
     for path in run.files:
         origin = run.origins.get(path)
-        at = {"description": f"made at commit {origin.commit}"} if origin else {}
+        changed = ", with changes that no commit holds" if origin and origin.dirty else ""
+        at = {"description": f"made at commit {origin.commit}{changed}"} if origin else {}
         written.append(added(folder / "results" / path, **at))
     action = crate.add_action(
         workflow,

@@ -52,6 +52,8 @@ def write_run(run: Run, root: Path, folder: Path) -> None:
         (folder / "results" / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run.machine.folder / path, folder / "results" / path)
     said = workflow_files.write(root, run.newest, folder / "workflow")
+    if len(run.commits) > 1:
+        said += " Other records were made at earlier commits: each one's entry says its own."
     report = render([run.machine], run.newest or provenance.collect(root))
     (folder / "index.html").write_text(report, encoding="utf-8")
     crate.write(run, folder, said)
