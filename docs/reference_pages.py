@@ -193,7 +193,37 @@ def cli(root: Path) -> str:
         parser = parser_of(main)
         text += f"## {command}\n\n{(parser.description or '').strip()}\n\n"
         text += table(("option", "takes", "default", "what it is"), options(parser))
+    for command, one in subcommands("python -m cli.aisp", typer_command(root)):
+        text += f"## {command}\n\n{inspect.cleandoc(one.help or '')}\n\n"
+        text += table(("option", "default", "what it is"), typer_options(one))
     return text + made_targets(root)
+
+
+def typer_command(root: Path) -> Any:
+    """The command line of cli/aisp.py; None in a checkout without it."""
+    if not (root / "cli/aisp.py").is_file():
+        return None
+    import typer
+
+    return typer.main.get_command(importlib.import_module("cli.aisp").app)
+
+
+def subcommands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+    """Every command below one, and itself where it is one to run."""
+    inner = getattr(command, "commands", {})
+    for word, one in inner.items():
+        yield from subcommands(f"{name} {word}", one)
+    if command is not None and not inner:
+        yield name, command
+
+
+def typer_options(command: Any) -> list[tuple[str, ...]]:
+    """A row an option or argument of a command."""
+    rows = []
+    for one in command.params:
+        given = "required" if one.required else code("" if one.default in (None, False, ()) else one.default)
+        rows.append((code(", ".join(one.opts)), given, cell(one.help or "")))
+    return rows
 
 
 def made_targets(root: Path) -> str:

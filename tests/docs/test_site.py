@@ -85,6 +85,13 @@ def test_every_option_is_in_the_reference(load_script: Callable[[str], ModuleTyp
     assert "| `report` |" in text
 
 
+@pytest.mark.skipif(not (ROOT / "cli/aisp.py").is_file(), reason="this checkout has no cli/aisp.py")
+def test_the_command_line_is_in_the_reference() -> None:
+    text = reference_pages.cli(ROOT)
+    assert "## python -m cli.aisp bench run\n" in text
+    assert "`--targets`" in text.partition("## python -m cli.aisp bench run\n")[2].partition("\n## ")[0]
+
+
 def test_parsers_are_left_as_they_were(load_script: Callable[[str], ModuleType]) -> None:
     before = argparse.ArgumentParser.parse_args
     found = reference_pages.parser_of(load_script("judge").main)

@@ -77,7 +77,7 @@ COVERED = {
     "make slurm-check": "tests/slurm/test_bad_input.py::test_the_check_passes_what_is_good_and_leaves_nothing",
     "snakemake --profile profiles/slurm": ON_SLURM,
     "snakemake --profile profiles/slurm --configfile config/smoke.yaml": ON_SLURM,
-    "snakemake --cores all --config 'pairs=[X]'": "tests/workflow/test_commands.py::test_the_tutorial_s_pair_passed",
+    "snakemake --cores all --config 'pairs=[X]'": "tests/workflow/test_page_commands.py::test_the_tutorial_s_pair_passed",
     "python scripts/inference_server_load_test.py --model DIR --duration 120": (
         "tests/load_test/test_scripts.py::test_all_scenarios_are_recorded"
     ),
