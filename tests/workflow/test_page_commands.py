@@ -70,6 +70,7 @@ RUN = {
     "snakemake --report report.zip": Run(),
     "snakemake --cores all --config 'pairs=[rms_norm]'": Run(),
 }
+OF_THE_TUTORIAL = "tests/workflow/test_page_commands.py::test_the_tutorial_s_pair_passed"
 ON_SLURM = "tests/slurm/test_run.py::test_two_kinds_of_machine_give_one_report"
 COVERED = {
     "make test-clients": "tests/clients/test_load_clients.py::test_all_clients_recover_known_latencies",
@@ -77,7 +78,7 @@ COVERED = {
     "make slurm-check": "tests/slurm/test_bad_input.py::test_the_check_passes_what_is_good_and_leaves_nothing",
     "snakemake --profile profiles/slurm": ON_SLURM,
     "snakemake --profile profiles/slurm --configfile config/smoke.yaml": ON_SLURM,
-    "snakemake --cores all --config 'pairs=[X]'": "tests/workflow/test_page_commands.py::test_the_tutorial_s_pair_passed",
+    "snakemake --cores all --config 'pairs=[X]'": OF_THE_TUTORIAL,
     "python scripts/inference_server_load_test.py --model DIR --duration 120": (
         "tests/load_test/test_scripts.py::test_all_scenarios_are_recorded"
     ),
