@@ -63,8 +63,8 @@ RUN = {
     'make publish PUBLISHED="h200 2x_h200"': Run(),
     "cp -r results/cpu reports/published/my_cpu": Run(),
     'make publish PUBLISHED="my_cpu h200"': Run(),
-    "snakemake --report report.html": Run(),
-    "snakemake --report report.zip": Run(),
+    "snakemake --report reports/snakemake.html": Run(),
+    "snakemake --report reports/snakemake.zip": Run(),
     "snakemake --cores all --config 'pairs=[rms_norm]'": Run(),
 }
 OF_THE_TUTORIAL = "tests/workflow/test_page_commands.py::test_the_tutorial_s_pair_passed"
