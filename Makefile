@@ -1,7 +1,7 @@
-# make report | test | test-clients | bench | slurm-check | lint | lock | clean | help. Each sets up what it needs.
+# make report | publish | test | test-clients | bench | slurm-check | lint | docs | lock | clean | help. Each sets up what it needs.
 #   make report PYTHON=/path/python             the Python that .venv is made with
 #   make report PYTHON=/path/python VENV=none   use that environment as it is: install nothing
-#   make report PUBLISHED=h200                  render reports/published/h200, measure nothing
+#   make report PUBLISHED=h200                  render reports/published/h200, measure nothing; so for publish
 PYTHON ?= python3
 VENV   ?= .venv
 CORES  ?= all
@@ -26,7 +26,7 @@ endif
 CLIENTS := .venv-clients/.ready
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: report test test-clients bench slurm-check lint lock clean help
+.PHONY: report publish test test-clients bench slurm-check lint docs lock clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -39,6 +39,9 @@ else
 	$(PY) scripts/report.py --results $(addprefix reports/published/,$(PUBLISHED))
 endif
 	@echo "report: $(CURDIR)/reports/index.html"
+
+publish: $(READY) ## reports/site/ for any static host: index, reports, data, RO-Crates; or PUBLISHED="h200 2x_h200"
+	$(PY) scripts/publish.py $(if $(PUBLISHED),--results $(addprefix reports/published/,$(PUBLISHED)))
 
 test: $(TESTS)   ## all tests, a real browser among them
 	@sh tests/install_browser.sh
@@ -55,7 +58,7 @@ bench: $(READY)  ## how well this machine can detect a slowdown, from the sample
 slurm-check: $(READY) ## whether the SLURM cluster at hand can take a run; e.g. ARGS="--configfile config/smoke.yaml"
 	$(PY) scripts/slurm_check.py $(ARGS)
 
-lint: $(TESTS)   ## ruff, mypy, import contracts, snakefmt, snakemake --lint
+lint: $(TESTS) docs ## ruff, mypy, import contracts, snakefmt, snakemake --lint, the docs site
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
@@ -63,12 +66,15 @@ lint: $(TESTS)   ## ruff, mypy, import contracts, snakefmt, snakemake --lint
 	$(PY) -m snakefmt --check Snakefile rules
 	$(PY) -m snakemake --lint
 
+docs: $(TESTS)   ## the documentation as a site, into build/docs; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
 lock: $(TESTS)   ## resolve pyproject.toml into envs/*.txt
 	$(PY) $(PIP) uv
 	$(PY) envs/lock.py
 
 clean:           ## delete results and reports; the history of runs, published results and the environment stay
-	rm -rf $(filter-out results/history,$(wildcard results/*)) build reports/index.html reports/logs
+	rm -rf $(filter-out results/history,$(wildcard results/*)) build reports/index.html reports/logs reports/site
 
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 11) else 'serveproof needs Python 3.11 or newer; run: make PYTHON=/path/to/python3.11')"

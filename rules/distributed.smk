@@ -10,7 +10,12 @@ rule inference_serving_multigpu:
         hardware=rules.hardware.output[0],
         model=[] if DISTRIBUTED["model"] == "none" else [DISTRIBUTED["model"]],
     output:
-        f"{RESULTS}/tensor_parallel.json",
+        report(
+            f"{RESULTS}/tensor_parallel.json",
+            caption="captions/inference_serving_multigpu.rst",
+            category="Several ranks",
+            labels={"machine": "{hardware}", "shows": "engine, tensor parallel"},
+        ),
     log:
         f"{RESULTS}/logs/inference_serving_multigpu.log",
     conda:

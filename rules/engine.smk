@@ -9,7 +9,12 @@ rule ladder:
         model_record=rules.prepare_model.output.record,
         text=rules.prepare_text.output.text,
     output:
-        f"{RESULTS}/engine/ladder.json",
+        report(
+            f"{RESULTS}/engine/ladder.json",
+            caption="captions/ladder.rst",
+            category="Engine",
+            labels={"machine": "{hardware}", "shows": "ladder"},
+        ),
     log:
         f"{RESULTS}/logs/ladder.log",
     conda:

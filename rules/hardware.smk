@@ -5,7 +5,12 @@ rule hardware:
     input:
         code=code_of("scripts/hardware.py"),
     output:
-        f"{RESULTS}/hardware.json",
+        report(
+            f"{RESULTS}/hardware.json",
+            caption="captions/hardware.rst",
+            category="Machine",
+            labels={"machine": "{hardware}", "shows": "what it is, its ceilings"},
+        ),
     log:
         f"{RESULTS}/logs/hardware.log",
     conda:

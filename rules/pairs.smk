@@ -7,7 +7,16 @@ rule verify_pair:
         code=code_of("scripts/verify_pair.py"),
         kernels=kernels_of,
     output:
-        f"{RESULTS}/pairs/{{pair}}/verify.json",
+        report(
+            f"{RESULTS}/pairs/{{pair}}/verify.json",
+            caption="captions/verify_pair.rst",
+            category="Pairs",
+            labels={
+                "machine": "{hardware}",
+                "pair": "{pair}",
+                "shows": "verification",
+            },
+        ),
     log:
         f"{RESULTS}/logs/verify_{{pair}}.log",
     conda:
@@ -34,7 +43,12 @@ rule measure_pair:
         hardware=rules.hardware.output[0],
         verified=rules.verify_pair.output[0],
     output:
-        record=f"{RESULTS}/pairs/{{pair}}/measure.json",
+        record=report(
+            f"{RESULTS}/pairs/{{pair}}/measure.json",
+            caption="captions/measure_pair.rst",
+            category="Pairs",
+            labels={"machine": "{hardware}", "pair": "{pair}", "shows": "times"},
+        ),
         samples=f"{RESULTS}/pairs/{{pair}}/samples.parquet",
     log:
         f"{RESULTS}/logs/measure_{{pair}}.log",

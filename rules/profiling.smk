@@ -13,7 +13,12 @@ rule profile_pair:
         hardware=rules.hardware.output[0],
         measured=rules.measure_pair.output.record,
     output:
-        record=f"{RESULTS}/pairs/{{pair}}/profile.json",
+        record=report(
+            f"{RESULTS}/pairs/{{pair}}/profile.json",
+            caption="captions/profile_pair.rst",
+            category="Profiles",
+            labels={"machine": "{hardware}", "pair": "{pair}"},
+        ),
         traces=directory(f"{RESULTS}/pairs/{{pair}}/traces"),
     log:
         f"{RESULTS}/logs/profile_{{pair}}.log",
@@ -44,7 +49,12 @@ rule profile_decoder:
         hardware=rules.hardware.output[0],
         model=[] if DECODER["model"] == "none" else [DECODER["model"]],
     output:
-        record=f"{RESULTS}/decoder_profile.json",
+        record=report(
+            f"{RESULTS}/decoder_profile.json",
+            caption="captions/profile_decoder.rst",
+            category="Profiles",
+            labels={"machine": "{hardware}", "pair": "a whole decoder"},
+        ),
         traces=directory(f"{RESULTS}/decoder_profile_traces"),
     log:
         f"{RESULTS}/logs/profile_decoder.log",

@@ -81,7 +81,12 @@ rule perplexity_eval:
         token_ids=rules.tokenize_text.output[0],
         text_record=rules.prepare_text.output.record,
     output:
-        record=f"{RESULTS}/perplexity.json",
+        record=report(
+            f"{RESULTS}/perplexity.json",
+            caption="captions/perplexity_eval.rst",
+            category="Accuracy",
+            labels={"machine": "{hardware}"},
+        ),
         samples=f"{RESULTS}/perplexity.parquet",
     log:
         f"{RESULTS}/logs/perplexity_eval.log",

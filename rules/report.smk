@@ -16,7 +16,12 @@ rule judge:
             allow_missing=True,
         ),
     output:
-        f"{RESULTS}/judgement.json",
+        report(
+            f"{RESULTS}/judgement.json",
+            caption="captions/judge.rst",
+            category="Verdicts",
+            labels={"machine": "{hardware}"},
+        ),
     log:
         f"{RESULTS}/logs/judge.log",
     conda:
@@ -81,7 +86,12 @@ rule report:
         serving=expand(LOAD_RECORDS, hardware=HARDWARE),
         ranks=expand(rules.inference_serving_multigpu.output[0], hardware=RANKED),
     output:
-        "reports/index.html",
+        report(
+            "reports/index.html",
+            caption="captions/report.rst",
+            category="Report",
+            labels={"shows": "every figure on one page"},
+        ),
     log:
         "reports/logs/report.log",
     conda:

@@ -46,7 +46,16 @@ rule load_sweep:
         server=SERVER_CODE,
         hardware=rules.hardware.output[0],
     output:
-        f"{RESULTS}/serving/sweep.json",
+        report(
+            f"{RESULTS}/serving/sweep.json",
+            caption="captions/load_sweep.rst",
+            category="Serving",
+            labels={
+                "machine": "{hardware}",
+                "server": "first_come",
+                "scenario": "rate sweep",
+            },
+        ),
     log:
         f"{RESULTS}/logs/load_sweep.log",
     conda:
@@ -77,7 +86,16 @@ rule load_test:
         hardware=rules.hardware.output[0],
         capacity=rules.load_sweep.output[0],
     output:
-        record=f"{RESULTS}/serving/{{server}}/{{scenario}}.json",
+        record=report(
+            f"{RESULTS}/serving/{{server}}/{{scenario}}.json",
+            caption="captions/load_test.rst",
+            category="Serving",
+            labels={
+                "machine": "{hardware}",
+                "server": "{server}",
+                "scenario": "{scenario}",
+            },
+        ),
         requests=f"{RESULTS}/serving/{{server}}/{{scenario}}.requests.parquet",
         telemetry=f"{RESULTS}/serving/{{server}}/{{scenario}}.telemetry.parquet",
     log:

@@ -10,7 +10,12 @@ rule validate_ranks:
             f"scripts/{wildcards.validation}.py", "scripts/start_ranks.py"
         ),
     output:
-        f"{RESULTS}/ranks/{{validation}}.json",
+        report(
+            f"{RESULTS}/ranks/{{validation}}.json",
+            caption="captions/validate_ranks.rst",
+            category="Several ranks",
+            labels={"machine": "{hardware}", "shows": "{validation}"},
+        ),
     log:
         f"{RESULTS}/logs/validate_{{validation}}.log",
     conda:
