@@ -153,7 +153,7 @@ def of_folder(folder: Path, chosen: Collection[str] | None = None) -> pl.DataFra
 
 
 def folder_of(results: Path) -> Path:
-    """Where the runs of a results/{hardware} folder are noted; a folder elsewhere, a published one, has its own in it."""
+    """Where the runs of a results/{hardware} folder are noted; one elsewhere, as a published one, has its own."""
     inside = results.parent.name != "results"
     return results / "history" if inside else results.parent / "history" / results.name
 
