@@ -54,10 +54,11 @@ def two_runs(arguments: argparse.Namespace) -> int:
     from serveproof import history, run_comparison  # polars: only where it is needed
 
     asked = ("profile", "iterations", "targets", "update_expectations")
-    mixed = [name for name in asked if getattr(arguments, name)]
-    if mixed or not arguments.against:
-        name = mixed[0].replace("_", "-") if mixed else "run"
-        raise UserError(f"--{name}: --against compares two runs that are there; give one of the two")
+    mixed = [name.replace("_", "-") for name in asked if getattr(arguments, name)]
+    if mixed:
+        raise UserError(f"--{mixed[0]}: --against compares two runs that are there; give one of the two")
+    if not arguments.against:
+        raise UserError("--run: goes with --against; say what to compare it with")
     hardware = arguments.hardware or key.detect()
     folder = ROOT / "results" / hardware
     new = history.named(arguments.run, hardware) if arguments.run else history.of_folder(folder)

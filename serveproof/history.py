@@ -153,8 +153,9 @@ def of_folder(folder: Path, chosen: Collection[str] | None = None) -> pl.DataFra
 
 
 def folder_of(results: Path) -> Path:
-    """Where the runs of a results/{hardware} folder are noted; a published folder has its own in it."""
-    return results / "history" if (results / "history").is_dir() else results.parent / "history" / results.name
+    """Where the runs of a results/{hardware} folder are noted; one elsewhere, as a published one, has its own."""
+    inside = results.parent.name != "results"
+    return results / "history" if inside else results.parent / "history" / results.name
 
 
 def append(folder: Path, run: pl.DataFrame) -> Path:

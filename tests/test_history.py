@@ -88,7 +88,6 @@ def test_an_empty_history_is_an_empty_table(tmp_path: Path) -> None:
 
 def test_a_published_folder_has_its_own_history(tmp_path: Path) -> None:
     assert history.folder_of(tmp_path / "results" / "cpu") == tmp_path / "results" / "history" / "cpu"
-    (tmp_path / "h200" / "history").mkdir(parents=True)
     assert history.folder_of(tmp_path / "h200") == tmp_path / "h200" / "history"
 
 
