@@ -45,7 +45,8 @@ def _at_commit(root: Path, commit: str, folder: Path) -> bool:
 
 
 def _as_it_is(root: Path, folder: Path) -> None:
-    for path in sorted(root.rglob("*")):
+    # folder by folder: an environment in the checkout has tens of thousands of files
+    for path in sorted([*root.glob("*"), *(one for name in FOLDERS for one in (root / name).rglob("*"))]):
         name = path.relative_to(root).as_posix()
         if path.is_file() and belongs(name) and "__pycache__" not in path.parts:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
