@@ -86,7 +86,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--token-budget", type=int, default=1024, help="tokens a step")
     made.add_argument("--max-model-len", type=int, help="tokens of a prompt with its answer; the model's by default")
     made.add_argument(
-        "--blocks", type=int, help="cache blocks; by default what fits (cuda) or could be asked for (cpu)"
+        "--blocks", type=int, help="cache blocks; by default what could be asked for and fits (4 GiB on a CPU)"
     )
     made.add_argument("--policy", choices=tuple(POLICIES), default="first_come")
     made.add_argument("--no-chunked", action="store_true", help="a prompt is one piece, before other work")
