@@ -51,9 +51,10 @@ test-long: $(TESTS) ## what takes minutes: two of overload through the server, t
 test-clients: $(TESTS) $(CLIENTS) ## guidellm, aiperf and lm-eval against the server (2.3 GB, a few minutes); writes docs/clients.md
 	SERVEPROOF_CLIENTS=$(CURDIR)/.venv-clients/bin $(PY) -m pytest tests/clients $(ARGS)
 
-bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run; how fast the load client is
+bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run; how fast the load client is; what HTTP costs
 	$(PY) scripts/detection_rates.py --samples results/*/pairs/*/samples.parquet
 	$(PY) scripts/load_client_benchmark.py
+	$(PY) scripts/server_benchmark.py --model results/inputs/model
 
 slurm-check: $(READY) ## whether the SLURM cluster at hand can take a run; e.g. ARGS="--configfile config/smoke.yaml"
 	$(PY) scripts/slurm_check.py $(ARGS)
