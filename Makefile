@@ -1,4 +1,4 @@
-# make report | publish | test | test-clients | bench | slurm-check | lint | docs | lock | clean | help. Each sets up what it needs.
+# make report | publish | test | test-long | test-clients | bench | slurm-check | lint | docs | lock | clean | help. Each sets up what it needs.
 #   make report PYTHON=/path/python             the Python that .venv is made with
 #   make report PYTHON=/path/python VENV=none   use that environment as it is: install nothing
 #   make report PUBLISHED=h200                  render reports/published/h200, measure nothing; so for publish
@@ -26,7 +26,7 @@ endif
 CLIENTS := .venv-clients/.ready
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: report publish test test-clients bench slurm-check lint docs lock clean help
+.PHONY: report publish test test-long test-clients bench slurm-check lint docs lock clean help
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -48,12 +48,16 @@ test: $(TESTS)   ## all tests, a real browser among them
 	@sh tests/install_prometheus.sh
 	$(PY) -m pytest $(ARGS)
 
+test-long: $(TESTS) ## what takes minutes: two of overload through the server, the quick DAG through SLURM with accounting
+	SERVEPROOF_LONG=1 $(PY) -m pytest tests/server/test_reliability.py tests/slurm/test_run.py -k "twice or smoke" $(ARGS)
+
 test-clients: $(TESTS) $(CLIENTS) ## guidellm, aiperf and lm-eval against the server (2.3 GB, a few minutes); writes docs/clients.md
 	SERVEPROOF_CLIENTS=$(CURDIR)/.venv-clients/bin $(PY) -m pytest tests/clients $(ARGS)
 
-bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run; how fast the load client is
+bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run; how fast the load client is; what HTTP costs
 	$(PY) scripts/detection_rates.py --samples results/*/pairs/*/samples.parquet
 	$(PY) scripts/load_client_benchmark.py
+	$(PY) scripts/server_benchmark.py --model results/inputs/model
 
 slurm-check: $(READY) ## whether the SLURM cluster at hand can take a run; e.g. ARGS="--configfile config/smoke.yaml"
 	$(PY) scripts/slurm_check.py $(ARGS)

@@ -22,14 +22,16 @@ from serveproof.errors import UserError
 
 COMPUTE = ("fp32", "bf16", "fp16")
 CALIBRATION_TOKENS = 512
+CPU_CACHE_BYTES = 4 * 2**30  # as vLLM's VLLM_CPU_KVCACHE_SPACE: a host's free memory is not the cache's alone
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to serve. weights: int8, int4 (cpu) or fp8 (cuda), or None for dtype's. fused, graphs: on CUDA only.
 
-    blocks None: on CUDA as many as memory_share of the free memory holds, on a CPU enough for
-    max_running sequences of max_model_len tokens. max_model_len None: the model's. overlap None: on CUDA, where a step
+    blocks None: enough for max_running sequences of max_model_len tokens, but no more than memory_share of the free
+    memory holds on CUDA, and 4 GiB on a CPU. max_model_len None: the model's, or what such a
+    cache holds. overlap None: on CUDA, where a step
     is launched and not waited for; on a CPU it would only hold every token back by a step."""
 
     dtype: str = "bf16"
@@ -89,6 +91,10 @@ def start_with(
     longest = settings.max_model_len or model.config.max_position_embeddings
     if longest > model.config.max_position_embeddings:
         raise UserError(f"max_model_len {longest} is more than the model's {model.config.max_position_embeddings}")
+    on_cuda, dtype = settings.device == "cuda", DTYPES[settings.cache_dtype or settings.dtype]
+    blocks = settings.blocks or _blocks(model, settings, longest, dtype)
+    if settings.blocks is None and settings.max_model_len is None:
+        longest = min(longest, (blocks - 1) * settings.page_size)  # what it offers can be served
     limits = Limits(
         settings.max_running,
         settings.token_budget,
@@ -97,8 +103,6 @@ def start_with(
         swap=settings.host_blocks > 0,
         drafts=settings.drafts,
     )
-    on_cuda, dtype = settings.device == "cuda", DTYPES[settings.cache_dtype or settings.dtype]
-    blocks = settings.blocks or _blocks(model, settings, longest, dtype)
     cache = make_cache(model, blocks, settings.page_size, dtype, settings.host_blocks, settings.device)
     if dtype == torch.float8_e4m3fn:
         generator = torch.Generator().manual_seed(0)
@@ -120,9 +124,8 @@ def start_with(
 
 
 def _blocks(model: Llama, settings: Settings, longest: int, dtype: torch.dtype) -> int:
-    """Blocks by the free memory of a GPU, or by what the settings could ask for at once."""
+    """Blocks by what the settings could ask for at once, as far as there is memory."""
     most = settings.max_running * -(-longest // settings.page_size) + 1
-    if settings.device != "cuda":
-        return most
-    free_bytes = int(torch.cuda.mem_get_info()[0] * settings.memory_share)
+    on_cuda = settings.device == "cuda"
+    free_bytes = int(torch.cuda.mem_get_info()[0] * settings.memory_share) if on_cuda else CPU_CACHE_BYTES
     return min(most, blocks_for(free_bytes, model, settings.page_size, dtype))

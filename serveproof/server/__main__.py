@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -35,9 +36,18 @@ from serveproof.server.tokens import load_tokenizer_of
 from serveproof.server.wire import Job
 from serveproof.telemetry.engine_metrics import EngineMetrics
 
+SHUT_S = 2  # for the last bytes, after the drain
+
 
 class Server(uvicorn.Server):
-    """uvicorn's, which after a SIGTERM would end with that signal; a drained server ends with 0."""
+    """uvicorn's, which after a SIGTERM would end with that signal; a drained server ends with 0.
+
+    At the first signal `gate` is closed, and what still runs after drain_s is ended with an error that says so.
+    """
+
+    def __init__(self, config: uvicorn.Config, gate: Gate, client: EngineClient, drain_s: int) -> None:
+        super().__init__(config)
+        self.gate, self.client, self.drain_s = gate, client, drain_s
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -46,6 +56,14 @@ class Server(uvicorn.Server):
         for one in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(one, self.handle_exit, one, None)
         yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Told to end."""
+        if not self.gate.closed:
+            self.gate.closed = "the server is shutting down"
+            said = f"the server has shut down: this request was not done {self.drain_s} s after (--drain-s)"
+            asyncio.get_running_loop().call_later(self.drain_s, self.client.end_all, said)
+        super().handle_exit(sig, frame)
 
 
 def options() -> argparse.ArgumentParser:
@@ -68,7 +86,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--token-budget", type=int, default=1024, help="tokens a step")
     made.add_argument("--max-model-len", type=int, help="tokens of a prompt with its answer; the model's by default")
     made.add_argument(
-        "--blocks", type=int, help="cache blocks; by default what fits (cuda) or could be asked for (cpu)"
+        "--blocks", type=int, help="cache blocks; by default what could be asked for and fits (4 GiB on a CPU)"
     )
     made.add_argument("--policy", choices=tuple(POLICIES), default="first_come")
     made.add_argument("--no-chunked", action="store_true", help="a prompt is one piece, before other work")
@@ -113,8 +131,8 @@ def model_of(path: Path, name: str) -> Model:
 
 
 def work(given: argparse.Namespace) -> None:
-    if given.max_queue < 0 or given.max_body_bytes < 1:
-        raise UserError("--max-queue must be 0 or more and --max-body-bytes 1 or more")
+    if min(given.max_queue, given.drain_s) < 0 or given.max_body_bytes < 1:
+        raise UserError("--max-queue and --drain-s must be 0 or more and --max-body-bytes 1 or more")
     path = find_model(given.model)
     model = model_of(path, given.served_model_name)
     threads = given.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
@@ -122,7 +140,8 @@ def work(given: argparse.Namespace) -> None:
     client = EngineClient(
         Job(given.model, settings_of(given), threads), given.stall_s, lambda batch: observe(metrics, batch)
     )
-    app = make_app(model, client, Gate(given.max_running + given.max_queue), metrics)
+    gate = Gate(given.max_running + given.max_queue)
+    app = make_app(model, client, gate, metrics)
     guard = Guard(
         app,
         given.api_key,
@@ -135,12 +154,12 @@ def work(given: argparse.Namespace) -> None:
         given.port,
         log_level="info",
         access_log=given.http_log,
-        timeout_graceful_shutdown=given.drain_s,
+        timeout_graceful_shutdown=given.drain_s + SHUT_S,
         timeout_keep_alive=30,
         backlog=4096,
         lifespan="on",
     )
-    server = Server(config)
+    server = Server(config, gate, client, given.drain_s)
     client.when_failed = lambda: setattr(server, "should_exit", True)
     server.run()
     if client.failed:

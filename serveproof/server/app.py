@@ -134,8 +134,8 @@ def make_app(model: Model, client: EngineClient, gate: Gate, metrics: EngineMetr
     @app.get("/health", responses={503: FAULTS[503]})
     async def health() -> Response:
         """200 while the engine steps, or could; needs no key."""
-        if client.problem:
-            raise ApiError(503, client.problem, headers={"Retry-After": "1"})
+        if why := gate.closed or client.problem:
+            raise ApiError(503, why, headers={"Retry-After": "1"})
         return json_answer({"status": "ok"})
 
     @app.get("/metrics", response_class=PlainTextResponse)

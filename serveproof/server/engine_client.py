@@ -27,7 +27,7 @@ _DECODER = msgspec.msgpack.Decoder(FromEngine)
 
 
 class EngineGone(Exception):
-    """The engine's process ended while it had this request."""
+    """There is no engine any more for this request; the message says why."""
 
 
 class Refused(Exception):
@@ -131,6 +131,12 @@ class EngineClient:
         if still and self._writer is not None and answer.fault is None:
             self._send(Abort(still))
 
+    def end_all(self, reason: str) -> None:
+        """End every answer that is still open with EngineGone."""
+        answers, self.answers = set(self.answers.values()), {}
+        for answer in answers:
+            answer.fail(EngineGone(reason))
+
     def _send(self, message: Add | Abort) -> None:
         assert self._writer is not None  # noqa: S101 (told to mypy)
         self._writer.write(framed(_ENCODE(message)))
@@ -138,10 +144,7 @@ class EngineClient:
     async def _keep(self) -> None:
         while True:
             await self._run_once()
-            gone = EngineGone(self.failed or "the engine's process ended; it is being started again")
-            answers, self.answers = set(self.answers.values()), {}
-            for answer in answers:
-                answer.fail(gone)
+            self.end_all(self.failed or "the engine's process ended; it is being started again")
             if self.failed:
                 self.when_failed()
                 return

@@ -12,14 +12,17 @@ LOOK_BACK_S, LONGEST_WAIT_S = 10.0, 60
 
 
 class Gate:
-    """most: choices that may run and wait together."""
+    """most: choices that may run and wait together. closed: why nobody comes in any more; '' while it is open."""
 
     def __init__(self, most: int) -> None:
-        self.most, self.inside = most, 0
+        self.most, self.inside, self.closed = most, 0, ""
         self.ended_s: deque[float] = deque()
 
     def enter(self, count: int) -> None:
-        """Let so many choices in. ApiError 429 when they would be too many, saying when there may be room."""
+        """Let so many choices in. ApiError 429 when they would be too many, saying when there may be room; 503 when it
+        is closed."""
+        if self.closed:
+            raise ApiError(503, self.closed, headers={"Retry-After": "1"})
         if count > self.most:
             raise ApiError(
                 400, f"{count} choices at once are more than this server takes ({self.most}); ask for fewer", "n"

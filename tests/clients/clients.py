@@ -1,5 +1,5 @@
-"""Other people's load clients, each as a user starts it: twenty streamed requests, four at once; what it found as
-figures of ours."""
+"""Other people's clients, each as a user starts it: load clients with twenty streamed requests, four at once, and what
+they found as figures of ours; an evaluation harness."""
 
 from __future__ import annotations
 
@@ -74,6 +74,34 @@ def aiperf(programs: Path, base: str, tokenizer: Path, folder: Path) -> Found:
     told = json.loads(next((folder / "aiperf").rglob("profile_export_aiperf.json")).read_text())
     names = ("output_sequence_length", "time_to_first_token", "inter_token_latency")
     return Found("aiperf", int(told["request_count"]["avg"]), *(told[name]["p50"] for name in names))
+
+
+def lm_eval(programs: Path, base: str, tokenizer: Path, text: str, prefix: int, window: int, folder: Path) -> float:
+    """NLL in nats that lm-eval's local-completions sums over a text. prefix: the id before its first token; window:
+    tokens of one request. lm-eval takes two off its max_length, and a window has its context besides."""
+    (folder / "text.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    task = {
+        "task": "one_text", "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "text.jsonl")}},
+        "test_split": "test", "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "byte_perplexity"}],
+    }  # fmt: skip
+    (folder / "one_text.yaml").write_text(json.dumps(task))  # JSON is YAML
+    asked = {
+        "model": _model(base), "base_url": f"{base}/v1/completions", "tokenizer": str(tokenizer),
+        "tokenizer_backend": "huggingface", "tokenized_requests": True, "custom_prefix_token_id": prefix,
+        "max_length": window + 1, "num_concurrent": 1,
+    }  # fmt: skip
+    _start(
+        [
+            str(programs / "lm_eval"), "run", "--model", "local-completions",
+            "--model_args", ",".join(f"{name}={value}" for name, value in asked.items()),
+            "--tasks", "one_text", "--include_path", str(folder), "--output_path", str(folder / "lm_eval.json"),
+        ],
+        HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HOME=str(folder / "hf"),
+    )  # fmt: skip
+    told = json.loads(next(folder.glob("lm_eval*.json")).read_text())["results"]["one_text"]
+    return float(np.log(told["byte_perplexity,none"])) * len(text.encode())
 
 
 def ours(base: str) -> Found:

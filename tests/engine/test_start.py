@@ -11,6 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serveproof.engine import start
+from serveproof.engine.kv_cache import block_bytes
 from serveproof.engine.loader import load_model
 from serveproof.engine.model import Llama, full_attention
 from serveproof.engine.sequence import SamplingParams
@@ -218,3 +220,18 @@ def test_settings_that_cannot_be(case: Callable[[str], Any]) -> None:
             Settings(**changes)
     with pytest.raises(UserError, match=r"no memory for a cache of .* blocks of 16 tokens \(.* GiB\)"):
         start_with(model, Settings(dtype="fp32", blocks=10**12, max_model_len=64))
+
+
+def test_a_cpus_cache_is_bounded_and_offers_what_it_holds(
+    tiny_llama: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen times the model's length would be 257 blocks."""
+    model = load_model(tiny_llama()[0])
+    page = block_bytes(model, 16, torch.float32)
+    monkeypatch.setattr(start, "CPU_CACHE_BYTES", 11 * page)
+    engine = start_with(model, Settings(dtype="fp32"))
+    assert (engine.snapshot().blocks, engine.scheduler.limits.max_model_len) == (10, 160)
+    (done,) = engine.generate([[1] * 100], SamplingParams(max_tokens=1000, ignore_eos=True))
+    assert len(done.tokens) == 60
+    with pytest.raises(UserError, match="the model takes 160"):
+        engine.add("long", [1] * 160, SamplingParams())

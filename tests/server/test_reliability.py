@@ -21,17 +21,19 @@ import pytest
 from serveproof.engine.engine import Engine, Output
 from serveproof.engine.sequence import SamplingParams
 from serveproof.server.engine_client import Answer
+from serveproof.telemetry.cache_health import growth_bytes
 from tests.server.conftest import Server, serving
 
 aiohttp = pytest.importorskip("aiohttp")
-# `SERVEPROOF_OVERLOAD_S=120 pytest tests/server/test_reliability.py -k capacity` is the long form
-OVERLOAD_S = float(os.environ.get("SERVEPROOF_OVERLOAD_S", "5"))
+# `make test-long` is the long form
+LOOKS = 40  # at resident memory
+OVERLOAD_S = 120.0 if "SERVEPROOF_LONG" in os.environ else 5.0
 TOKENS = 8
 
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(model, tmp_path_factory.mktemp("reliable"), "--max-queue", "2000", "--stall-s", "1.5") as one:
+    with serving(model, tmp_path_factory.mktemp("reliable"), "--max-queue", "2000") as one:
         yield one
 
 
@@ -190,10 +192,18 @@ def test_twice_what_it_can_carry_leaves_nobody_without_an_answer(model: Path, tm
                 if answer.status == 429 and int(answer.headers.get("Retry-After", 0)) < 1:
                     without_time.append(str(answer.headers))
 
-        async def load(seconds: float, rate: float) -> None:
+        resident: dict[psutil.Process, list[int]] = {}
+
+        async def load(seconds: float, carried: float) -> None:
+            """Twice what it carries by now: a neighbour that left after `carried` was found must not make it less."""
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-                sent, begun = [], time.monotonic()
+                sent, looks, begun, before = [], 0, time.monotonic(), statuses[200]
                 while (now := time.monotonic()) < begun + seconds:
+                    rate = 2 * max(carried, (statuses[200] - before) / max(now - begun, 1.0))
+                    if looks < (now - begun) / seconds * LOOKS:
+                        looks += 1
+                        for process, seen in resident.items():
+                            seen.append(process.memory_info().rss)
                     while len(sent) < (now - begun) * rate:
                         sent.append(asyncio.create_task(one(session)))
                     await asyncio.sleep(0.002)
@@ -207,28 +217,32 @@ def test_twice_what_it_can_carry_leaves_nobody_without_an_answer(model: Path, tm
                         await asyncio.gather(*(one(session) for _ in range(4)))
             return 40 / (time.monotonic() - begun)
 
-        rate = 2 * asyncio.run(capacity())
-        asyncio.run(load(OVERLOAD_S / 3, rate))
-        processes = [psutil.Process(small.process.pid), psutil.Process(small.engine_pid)]
-        before = [one.memory_info().rss for one in processes]
-        asyncio.run(load(OVERLOAD_S, rate))
-        after = [one.memory_info().rss for one in processes]
+        carried = asyncio.run(capacity())
+        asyncio.run(load(OVERLOAD_S / 3, carried))
+        resident |= {psutil.Process(small.process.pid): [], psutil.Process(small.engine_pid): []}
+        asyncio.run(load(OVERLOAD_S, carried))
         assert set(statuses) == {200, 429}
         assert statuses[429] > 0.1 * statuses.total()
         assert not without_time
-        assert all(now < 1.1 * then for then, now in zip(before, after, strict=True)), (before, after)
+        grown = [growth_bytes(seen) * LOOKS / seen[0] for seen in resident.values()]
+        print(
+            f"{statuses.total()} requests, {dict(statuses)}; resident memory grew by", *(f"{one:.2%}" for one in grown)
+        )
+        assert max(grown) < 0.02, list(resident.values())
         small.until(lambda: idle(small))
 
 
-def test_an_engine_that_stops_stepping_is_reported(server: Server) -> None:
-    pid = server.engine_pid
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        server.until(lambda: server.get("/health")[0] == 503, 10)
-        assert "has not stepped for" in server.get("/health")[1]
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    server.until(server.healthy)
+def test_an_engine_that_stops_stepping_is_reported(model: Path, tmp_path: Path) -> None:
+    """On a server of its own: a short patience would call a busy machine's engine stopped in other tests too."""
+    with serving(model, tmp_path, "--stall-s", "1.5") as impatient:
+        pid = impatient.engine_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            impatient.until(lambda: impatient.get("/health")[0] == 503)
+            assert "has not stepped for" in impatient.get("/health")[1]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        impatient.until(impatient.healthy)
 
 
 def test_a_killed_engine_is_an_error_within_a_second_and_serves_again(server: Server) -> None:

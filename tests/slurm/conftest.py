@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -9,8 +10,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +30,37 @@ PROGRAMS = {"slurm-wlm": "/usr/sbin/slurmctld", "munge": "/usr/sbin/munged", "sl
 PROGRAMS |= {"mariadb-server": "/usr/sbin/mariadbd"}
 
 
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Test runs of several checkouts on this machine take their turn: a port that was free is taken by who asks next,
+    and so is dpkg's lock."""
+    with Path(tempfile.gettempdir(), "serveproof-slurm-tests.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def install(packages: tuple[str, ...]) -> None:
     """Debian's packages where they are absent; where that can't be, the tests are skipped with the reason."""
-    absent = [name for name in packages if not Path(PROGRAMS[name]).exists()]
     if os.geteuid() != 0:
         pytest.skip("a SLURM cluster of one's own needs root")
+    with one_at_a_time():
+        _install(packages)
+    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
+        pytest.skip("snakemake-executor-plugin-slurm is not installed; `make test` installs it")
+
+
+def _install(packages: tuple[str, ...]) -> None:
+    absent = [name for name in packages if not Path(PROGRAMS[name]).exists()]
     if absent and shutil.which("apt-get") is None:
         pytest.skip(f"{', '.join(absent)}: not installed, and there is no apt-get")
     if absent:
         quiet = {"env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "text": True}
         subprocess.run(["apt-get", "update", "-qq"], check=False, **quiet)  # type: ignore[call-overload]
-        command = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *absent]
+        wait = ("-o", "DPkg::Lock::Timeout=120")  # another package may be on its way
+        command = ["apt-get", "install", *wait, "-y", "-qq", "--no-install-recommends", *absent]
         done = subprocess.run(command, check=False, **quiet)  # type: ignore[call-overload]
         if done.returncode:
             pytest.skip(f"{', '.join(absent)}: apt-get could not install: {done.stderr.strip().splitlines()[-1:]}")
-    if importlib.util.find_spec("snakemake_executor_plugin_slurm") is None:
-        pytest.skip("snakemake-executor-plugin-slurm is not installed; `make test` installs it")
 
 
 def free_ports() -> int:
@@ -94,10 +112,10 @@ class Cluster:
 
 
 def started(folder: Path, accounting: str) -> Iterator[Cluster]:
-    cluster = Cluster(folder, free_ports())
-    environment = {**os.environ, **cluster.environment()}
     log = folder / "start.log"
-    with log.open("w") as output:
+    with one_at_a_time(), log.open("w") as output:
+        cluster = Cluster(folder, free_ports())
+        environment = {**os.environ, **cluster.environment()}
         done = subprocess.run(
             [str(HERE / "cluster" / "start.sh"), accounting],
             env=environment, stdout=output, stderr=output, check=False, timeout=120,
