@@ -49,7 +49,8 @@ def theme() -> dict[str, Any]:
     words = {"labelColor": MUTED, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11.5}
     return {
         "background": "transparent",
-        "font": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif",
+        # of figures without a format of their own: what a mark tells under the mouse, and axes
+        "numberFormat": ".4~r",
         "view": {"stroke": GRID},
         "axis": {
             **words,
@@ -87,9 +88,8 @@ def build(
 ) -> Chart:
     """Put the layers together as one Chart. words: title, caption, alt text."""
     title, caption, alt_text = words
-    # Heights are counted here, not left to Vega-Lite's steps: with a fitted width it warns of those on the console.
+    # Heights are counted here, not left to Vega-Lite's steps; serveproof.report.drawing sets the width.
     drawing = alt.layer(*layers).properties(
-        width="container",
         height=height,
         description=alt_text,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),

@@ -16,10 +16,16 @@ from serveproof.report.numbers import figure
 WAYS = [charts.OPTIMIZED, charts.BASELINE, charts.THIRD, charts.MUTED]
 
 
-def of(record: RankedRecord) -> list[Chart]:
-    """Every chart that the record has something for."""
-    found = (matrix(record), all_reduce(record), hand_over(record), expert_layers(record))
+def between(record: RankedRecord) -> list[Chart]:
+    """Every chart of what ranks do with each other that the record has something for."""
+    found = (matrix(record), all_reduce(record), hand_over(record))
     return [chart for chart in found if chart is not None]
+
+
+def experts(record: RankedRecord) -> list[Chart]:
+    """Every chart of layers of experts that the record has something for."""
+    found = expert_layers(record)
+    return [found] if found else []
 
 
 def matrix(record: RankedRecord) -> Chart | None:
