@@ -44,14 +44,16 @@ class Chart:
     numeric: list[bool]
 
 
-def theme() -> dict[str, Any]:
-    """The Vega-Lite configuration that all charts share."""
+def theme(width: int) -> dict[str, Any]:
+    """The Vega-Lite configuration that all charts of that width share."""
     words = {"labelColor": MUTED, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11.5}
     return {
         "background": "transparent",
         # of figures without a format of their own: what a mark tells under the mouse, and axes
         "numberFormat": ".4~r",
         "view": {"stroke": GRID},
+        # The reader's letters may be wider than those that the drawing was measured with.
+        "padding": {"left": 22, "right": 10, "top": 5, "bottom": 5},
         "axis": {
             **words,
             "titleFontWeight": 500,
@@ -60,7 +62,7 @@ def theme() -> dict[str, Any]:
             "gridOpacity": 0.7,
             "domainColor": GRID,
             "tickColor": GRID,
-            "labelLimit": 190,
+            "labelLimit": round(0.4 * width),
             "labelOverlap": True,
         },
         "legend": {
@@ -68,7 +70,7 @@ def theme() -> dict[str, Any]:
             "orient": "top",
             "title": None,
             "symbolStrokeWidth": 2,
-            "labelLimit": 260,
+            "labelLimit": round(0.75 * width),
             "offset": 6,
             "symbolSize": 60,
             "columnPadding": 8,

@@ -44,7 +44,7 @@ def drawings(spec: dict[str, Any], name: str) -> Markup:
 @lru_cache(maxsize=1024)
 def _svg(spec: str, width: int) -> str:
     version = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    whole = msgspec.json.decode(spec) | {"width": width, "config": theme()}
+    whole = msgspec.json.decode(spec) | {"width": width, "config": theme(width)}
     drawn = ElementTree.fromstring(vl_convert.vegalite_to_svg(whole, vl_version=version))  # noqa: S314 - of our making
     return ElementTree.tostring(_slim(drawn), encoding="unicode")
 

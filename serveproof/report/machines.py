@@ -103,7 +103,7 @@ def _shape(pair: str, axes: dict[str, Any]) -> tuple[str, bytes]:
 
 def _measured(row: CaseRow | None) -> Cell:
     if row is None:
-        return Cell("", words="not measured at these shapes")
+        return Cell("", words="–")
     if row.measured is None or row.measured.speedup is None:
         return Cell("", words=row.status.replace("_", " "))
     return Cell(*numbers.ratio(row.measured.speedup))
@@ -111,6 +111,6 @@ def _measured(row: CaseRow | None) -> Cell:
 
 def _published(one: SourcedCase | None) -> Cell:
     if one is None:
-        return Cell("", words="no record of these shapes")
+        return Cell("", words="–")
     found = one.metrics["speedup"]
     return Cell(f"{numbers.significant(found.expected)}×", numbers.bounds(found.lower, found.upper))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from serveproof.report import numbers, words
 from serveproof.report.data import Machine
@@ -26,15 +26,17 @@ class StatColumn:
 COLUMNS = (
     StatColumn("verdict", "verdict", "the most urgent verdict of its cases"),
     StatColumn("pays", "cases that pay", "cases verified with a speedup interval wholly above 1, of all cases"),
-    StatColumn("speedup", "speedup", "least to greatest over its cases; the bar spans their 95 % intervals, a mark is a "
-               "case, the dashed line is 1×; log scale"),  # fmt: skip
+    StatColumn(
+        "speedup",
+        "speedup",
+        "least to greatest over its cases; the bar spans their 95 % intervals, a mark is a case, dashed is 1×; log scale",
+    ),
     StatColumn("roofline", "of the roofline", "the optimized sides' share of what the measured ceilings allow"),
     StatColumn("memory", "peak memory", "optimized ÷ baseline, least to greatest; the dashed line is 1×"),
     StatColumn("accuracy", "accuracy", "the gate on the perplexity of the precision that it computes in"),
     StatColumn("bound", "bound by", "what binds the optimized sides", extra=True),
     StatColumn("spread", "± of the speedup", "the widest half-interval over its cases, of the speedup", extra=True),
-    StatColumn("error", "error, of its bound", "the greatest relative error of an optimized side over its bound",
-               extra=True),  # fmt: skip
+    StatColumn("error", "error of its bound", "the greatest relative error of an optimized side over its bound", extra=True),
     StatColumn("took", "took", "time to measure it, all its cases", extra=True),
 )
 
@@ -68,6 +70,14 @@ class StatRow:
     anchor: str
     tone: str
     cells: list[StatCell]
+
+
+def columns_of(rows: Sequence[StatRow]) -> list[StatColumn]:
+    """COLUMNS, those that no row has a figure for among the extra ones."""
+    return [
+        replace(column, extra=column.extra or all(row.cells[place] == NOTHING for row in rows))
+        for place, column in enumerate(COLUMNS)
+    ]
 
 
 Scale = Callable[[float], float]

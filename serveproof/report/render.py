@@ -71,7 +71,7 @@ def render(
     return environment.get_template("page.html.j2").render(
         machines=shown.machines,
         stats=shown.stats,
-        stat_columns=overview.COLUMNS,
+        stat_columns=overview.columns_of(shown.stats),
         beside=shown.beside,
         provenance=provenance,
         history=history,

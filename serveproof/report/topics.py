@@ -14,7 +14,7 @@ class Topic:
 
     has: whether a machine has something to show; None for a topic of the whole page, which shows itself.
     otherwise: why a machine has nothing, in one line; what the collecting of its results said comes before it, where
-    `absent` names that.
+    absent names that.
     """
 
     id: str
@@ -38,19 +38,19 @@ TOPICS = (
     Topic("pairs", "Pairs", "pairs.html.j2", lambda view: view.rows or view.pairs,
           "no pair was run on this machine", "Pairs"),
     Topic("ladder", "Ladder", "ladder.html.j2", lambda view: view.ladders,
-          "no engine/ladder*.json: rule ladder did not run, or `ladder.model` is none", "Ladder"),
+          "no engine/ladder*.json: rule ladder did not run, or ladder.model is none", "Ladder"),
     Topic("engine", "Engine", "engine.html.j2", lambda view: view.machine.loads,
           "no engine/load*.json: scripts/engine_benchmark.py was not run", "Engine under load"),
     Topic("serving", "Serving", "serving.html.j2", lambda view: view.serving,
-          "no load test: the rules of serving did not run, or `serving.mode` is none", "Load test"),
+          "no load test: the rules of serving did not run, or serving.mode is none", "Load test"),
     Topic("accuracy", "Accuracy", "accuracy.html.j2", lambda view: view.machine.perplexity or view.accuracy,
           "perplexity was not measured", "Accuracy"),
     Topic("ranks", "Several GPUs", "ranks.html.j2", lambda view: view.ranks,
-          "no ranks/*.json: one rank only, or `validation.ranks` is none", "Several ranks"),
+          "no ranks/*.json: one rank only, or validation.ranks is none", "Several ranks"),
     Topic("moe", "Experts", "moe.html.j2", lambda view: view.expert_pairs or view.expert_ranks,
           "no pair of experts and no script of experts was run"),
     Topic("profiles", "Profiles", "profiles.html.j2", lambda view: view.decoder or view.profiled,
-          "nothing was profiled: `profile.mode` is none, or the rules did not run", "Decoder profile"),
+          "nothing was profiled: profile.mode is none, or the rules did not run", "Decoder profile"),
     Topic("telemetry", "Telemetry", "telemetry.html.j2",
           lambda view: view.jobs or view.telemetry or view.machine.hardware.states,
           "no accelerator to read, no load test, and no job noted what it used"),
