@@ -29,7 +29,7 @@ from serveproof.serving_results import LadderRecord
 
 # What one page can hold and draw in seconds: of more, the pairs whose verdicts ask for a look come first.
 MOST_PAIRS_SHOWN = 80
-MOST_CHARTS_OF_PAIRS = 60
+MOST_CHARTS_OF_PAIRS = 48
 
 
 @dataclass(frozen=True)
