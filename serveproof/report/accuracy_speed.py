@@ -72,7 +72,7 @@ def _plane(rows: Sequence[dict[str, Any]], title: str, up: str, right: str, capt
         .mark_point(filled=True, shape="diamond", size=70, opacity=1, fill=charts.OPTIMIZED)
         .encode(x=x, y=y, description=alt.Description("name:N")),
         charts.base(_labels(frame))
-        .mark_text(align="center", dy=-11, fontSize=10, limit=140, aria=False)
+        .mark_text(align="left", dx=9, fontSize=10, limit=140, aria=False)
         .encode(x=x, y=y, text="names:N"),
     ]  # fmt: skip
     told = f"{title}: " + "; ".join(

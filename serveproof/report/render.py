@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -64,9 +65,16 @@ def render(
     def drawings(chart: Chart) -> Markup:
         return drawing.drawings(chart.spec, f"c{next(numbered)}")
 
+    used: Counter[str] = Counter()
+
+    def unique(label: str) -> str:
+        """A label that no other region of the page has."""
+        used[label] += 1
+        return label if used[label] == 1 else f"{label} ({used[label]})"
+
     environment = _environment()
-    # A global, for macros see those alone.
-    environment.globals["drawings"] = drawings
+    # Globals, for macros see those alone.
+    environment.globals.update(drawings=drawings, unique=unique)
     empty = [topic.id for topic in topics.TOPICS if topics.nothing_in(topic, shown.machines)]
     return environment.get_template("page.html.j2").render(
         machines=shown.machines,
