@@ -42,6 +42,7 @@ endif
 
 test: $(TESTS)   ## all tests, a real browser among them
 	@sh tests/install_browser.sh
+	@sh tests/install_axe.sh
 	@sh tests/install_prometheus.sh
 	$(PY) -m pytest $(ARGS)
 

@@ -75,7 +75,9 @@ def sourced_cases(files: Sequence[Expectations]) -> list[SourcedCase]:
     ]
 
 
-def beside(hardware: Sequence[HardwareRecord], rows: Sequence[Sequence[CaseRow]], public: Sequence[SourcedCase]) -> Beside:
+def beside(
+    hardware: Sequence[HardwareRecord], rows: Sequence[Sequence[CaseRow]], public: Sequence[SourcedCase]
+) -> Beside:
     """Every case that any machine measured, with the public records of the same axes. rows: those of each machine."""
     measured = [{_shape(row.pair, row.axes): row for row in some} for some in rows]
     published = {key: {_shape(one.pair, one.axes): one for one in public if one.key == key} for key in _keys(public)}

@@ -33,10 +33,12 @@ COLUMNS = (
     ),
     StatColumn("roofline", "of the roofline", "the optimized sides' share of what the measured ceilings allow"),
     StatColumn("memory", "peak memory", "optimized ÷ baseline, least to greatest; the dashed line is 1×"),
-    StatColumn("accuracy", "accuracy", "the gate on the perplexity of the precision that it computes in"),
+    StatColumn("accuracy", "accuracy", "the accuracy gate on what it computes in, on a whole model"),
     StatColumn("bound", "bound by", "what binds the optimized sides", extra=True),
     StatColumn("spread", "± of the speedup", "the widest half-interval over its cases, of the speedup", extra=True),
-    StatColumn("error", "error of its bound", "the greatest relative error of an optimized side over its bound", extra=True),
+    StatColumn(
+        "error", "error of its bound", "the greatest relative error of an optimized side over its bound", extra=True
+    ),
     StatColumn("took", "took", "time to measure it, all its cases", extra=True),
 )
 

@@ -83,7 +83,11 @@ def speedups(rows: list[CaseRow]) -> Chart | None:
         "Diamond: the measured speedup, baseline time ÷ optimized time. Line through it: its 95 % confidence interval "
         "(hierarchical bootstrap over processes and rounds). Pale bar: the expected range, where there is one. Dashed "
         "line: no change (1×)."
-        + (f" {left_out} more cases, whose verdicts ask less for a look, are in the table of every case." if left_out > 0 else ""),
+        + (
+            f" {left_out} more cases, whose verdicts ask less for a look, are in the table of every case."
+            if left_out > 0
+            else ""
+        ),
         "Speedups with confidence intervals: "
         + "; ".join(f"{row['subject']} {significant(row['speedup'])} times, {row['verdict']}" for row in found[:12]),
     )
@@ -277,9 +281,7 @@ def memory(cases: list[MeasureCase]) -> Chart | None:
             for kind, key in (("KV reserved", "kv_bytes_reserved"), ("KV used", "kv_bytes_used")):
                 if key in side.metrics:
                     kinds[kind] = side.metrics[key].value
-            found += [
-                {"row": f"{case.case} · {name}", "kind": kind, "size": size} for kind, size in kinds.items()
-            ]
+            found += [{"row": f"{case.case} · {name}", "kind": kind, "size": size} for kind, size in kinds.items()]
     if not found:
         return None
     divisor, unit = scaled(max(row["size"] for row in found), "bytes")
@@ -310,8 +312,7 @@ def memory(cases: list[MeasureCase]) -> Chart | None:
         "Memory",
         "Peak: the inputs that this side reads plus all it allocates, in a process of its own; a count, so it has no "
         f"interval.{more if len(kinds_found) > 1 else ''}",
-        "Memory: "
-        + "; ".join(f"{row['row']} {row['kind']} {figure(row['size'], 'bytes')}" for row in found[:12]),
+        "Memory: " + "; ".join(f"{row['row']} {row['kind']} {figure(row['size'], 'bytes')}" for row in found[:12]),
     )
     columns = [Column("row", "case and side"), Column("kind", "what"), Column("size", f"memory ({unit})")]
     height = 14 * len(found) + 12 * len(every_row)

@@ -55,7 +55,11 @@ def matrix(record: RankedRecord) -> Chart | None:
         cells.mark_text(fill=charts.INK, aria=False).encode(**places, text="label:N"),
     ]
     told = f"; the links of one GPU carry {figure(limit, 'bytes/s')} one way" if limit else "; no link's limit is known"
-    words = ("Bandwidth between ranks", f"{record.matrix.how}{told}. One figure a pair of ranks, without an interval.", f"Bandwidth by pair of ranks: {_listed(rows)}")
+    words = (
+        "Bandwidth between ranks",
+        f"{record.matrix.how}{told}. One figure a pair of ranks, without an interval.",
+        f"Bandwidth by pair of ranks: {_listed(rows)}",
+    )
     columns = [Column("source", "from"), Column("target", "to"), Column("rate", "bytes/s")]
     return charts.build(layers, 34 * record.world + 30, words, frame, columns)
 

@@ -31,17 +31,17 @@ SCRIPTS = ("topics.js", "tables.js", "charts.js")
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page shows, before it is text. history: what serveproof.report.history_charts makes, or None."""
+    """All that the page shows, before it is text. history: a view for each machine that has one, what history.html.j2 shows."""
 
     machines: list[MachineView]
     stats: list[StatRow]
     beside: Beside
     provenance: Provenance
-    history: object
+    history: Sequence[object]
 
 
 def page(
-    found: Sequence[Machine], provenance: Provenance, history: object = None, public: Sequence[SourcedCase] = ()
+    found: Sequence[Machine], provenance: Provenance, history: Sequence[object] = (), public: Sequence[SourcedCase] = ()
 ) -> Page:
     """Draw every machine and put them beside each other. public: records of others, beside what has the same shapes."""
     drawn = views.view_machines(found)
@@ -55,7 +55,7 @@ def anchors_of(view: MachineView) -> dict[str, str]:
 
 
 def render(
-    found: Sequence[Machine], provenance: Provenance, history: object = None, public: Sequence[SourcedCase] = ()
+    found: Sequence[Machine], provenance: Provenance, history: Sequence[object] = (), public: Sequence[SourcedCase] = ()
 ) -> str:
     """The whole page as text."""
     script = "".join(_asset(name) for name in SCRIPTS)
@@ -120,6 +120,7 @@ def _environment() -> jinja2.Environment:
         signed=numbers.signed,
         moment=numbers.moment,
         axes=words.axes_text,
+        breakable=words.breakable,
         badge=words.badge,
         gate_badge=words.gate_badge,
     )

@@ -61,7 +61,8 @@ def distribution(tests: Sequence[LoadTest], column: str, title: str) -> Chart | 
     words = (
         f"{title}, {scenario}",
         "Further left is faster; a line that leans far to the right has a long tail. Of the requests that arrived in "
-        "the window and were answered whole" + ("; the long prompts' own left out" if column == "gaps_ms" else "")
+        "the window and were answered whole"
+        + ("; the long prompts' own left out" if column == "gaps_ms" else "")
         + ". Every one is counted; there is no interval.",
         f"Distribution of {title}, {scenario}: {told}",
     )

@@ -16,11 +16,11 @@ RULE = (
     "An optimization pays when at least one of its cases was verified and has a speedup interval wholly above 1, and "
     "no accuracy gate on it failed."
 )
-# pair -> the precision whose gate on perplexity it answers to: what it computes in, evaluated on a whole model
-PRECISION_OF_PAIR = {
-    "fp8_transformer_engine": "fp8_e4m3_tensor",
-    "fp8_kv_cache": "fp8_e4m3_kv",
-    "nvfp4_mlp": "nvfp4",
+# pair -> the accuracy gates that judge what it computes in, on a whole model
+GATES_OF_PAIR = {
+    "fp8_kv_cache": ("served/fp8_cache",),
+    "fp8_transformer_engine": ("perplexity/fp8_e4m3_tensor", "perplexity/fp8_e4m3_channel"),
+    "nvfp4_mlp": ("perplexity/nvfp4",),
 }
 # What asks most for a look comes first; a pair is called by the first that any of its cases has.
 URGENT_FIRST = ("error", "failed", "out_of_memory", "regressed", "too_good", "inconclusive", "expired", "not measured",
@@ -162,9 +162,9 @@ def gate_verdict(machine: Machine, precision: str) -> Verdict | None:
 
 
 def pair_gate(machine: Machine, pair: str) -> Verdict | None:
-    """The accuracy gate's verdict on the precision that a pair computes in; None where it has none."""
-    precision = PRECISION_OF_PAIR.get(pair)
-    return gate_verdict(machine, precision) if precision else None
+    """The verdict of the accuracy gates on what a pair computes in: a failed one before others; None without any."""
+    mine = [one for one in verdicts(machine) if one.subject in GATES_OF_PAIR.get(pair, ())]
+    return next((one for one in mine if gate_failed(one)), mine[0] if mine else None)
 
 
 def gate_failed(gate: Verdict | None) -> bool:

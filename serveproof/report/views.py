@@ -138,7 +138,9 @@ def view_pair(machine: Machine, pair: PairResults, anchor: str, draw: bool) -> P
     cases = pair.measure.cases if pair.measure else []
     passed = [case for case in cases if case.status == "passed"]
     drawn = {case.case: pair_charts.samples(case, pair.samples) for case in passed} if draw else {}
-    profile = profile_view.view(pair.profile, pair.measure, machine.hardware.ceilings) if pair.profile and draw else None
+    profile = (
+        profile_view.view(pair.profile, pair.measure, machine.hardware.ceilings) if pair.profile and draw else None
+    )
     return PairView(
         id=anchor,
         results=pair,

@@ -21,7 +21,9 @@ def test_500_pairs(tmp_path: Path) -> None:
     assert len(text.encode()) < 3_000_000
     page = Page(text)
     assert page.open == []
-    assert page.count("details", **{"class": "pairbox quiet"}) + page.count("details", **{"class": "pairbox good"}) == 80
+    assert (
+        page.count("details", **{"class": "pairbox quiet"}) + page.count("details", **{"class": "pairbox good"}) == 80
+    )
     assert page.count("figure", **{"class": "chart"}) <= MOST_CHARTS_OF_PAIRS + 1
     stats = text[text.index('<table class="stats') :].partition("</table>")[0]
     assert stats.count("<tr") == 501, "every pair has its row"

@@ -18,7 +18,7 @@ from serveproof.report.drawing import KEPT
 from serveproof.report.render import render
 from tests.report import fake_results
 
-VOID = {"meta", "link", "br", "img", "input", "hr"}
+VOID = {"meta", "link", "br", "img", "input", "hr", "wbr"}
 ROOT = Path(__file__).parents[2]
 
 

@@ -43,9 +43,11 @@ def test_pays_only_where_it_was_verified(folder: Path) -> None:
 
 @pytest.mark.parametrize(("outcome", "pays"), [("regressed", False), ("inconclusive", True), ("met", True)])
 def test_pays_only_where_its_accuracy_gate_did_not_fail(folder: Path, outcome: VerdictName, pays: bool) -> None:
-    pair, precision = "fp8_transformer_engine", summary.PRECISION_OF_PAIR["fp8_transformer_engine"]
+    pair = "fp8_transformer_engine"
     add(folder, pair, 1.9, 0.01)
-    gate = fake_results.verdict(f"perplexity/{precision}", outcome, "beyond 2 %", metric="relative_to_bf16", unit="%")
+    gate = fake_results.verdict(
+        summary.GATES_OF_PAIR[pair][0], outcome, "beyond 2 %", metric="relative_to_bf16", unit="%"
+    )
     results.write(folder / "judgement.json", Judgement("cpu", "none", 2.0, [gate]))
     machine = collect(folder)
     assert summary.headline(machine).pays == ([pair] if pays else [])

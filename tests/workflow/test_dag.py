@@ -74,7 +74,7 @@ CHANGES = {
         *("verify_pair paged_attention", "measure_pair paged_attention", "judge", "report"),
     ],
     "serveproof/report/charts.py": ["report"],
-    "serveproof/report/templates/style.css": ["report"],
+    "serveproof/report/templates/base.css": ["report"],
     "serveproof/expectations.py": ["judge", "report"],
     "serveproof/bench/perplexity.py": ["perplexity_eval", "judge", "report"],
 }
