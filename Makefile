@@ -45,6 +45,7 @@ publish: $(READY) ## reports/site/ for any static host: index, reports, data, RO
 
 test: $(TESTS)   ## all tests, a real browser among them
 	@sh tests/install_browser.sh
+	@sh tests/install_axe.sh
 	@sh tests/install_prometheus.sh
 	$(PY) -m pytest $(ARGS)
 

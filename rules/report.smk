@@ -66,6 +66,7 @@ rule report:
     input:
         code=code_of("scripts/report.py"),
         templates=sorted(map(str, Path("serveproof/report/templates").glob("*"))),
+        public="expectations_b200.json",
         hardware=expand(rules.hardware.output[0], hardware=HARDWARE),
         verified=expand(rules.verify_pair.output[0], hardware=HARDWARE, pair=PAIRS),
         measured=expand(rules.judge.input.measured, hardware=HARDWARE),
@@ -104,4 +105,5 @@ rule report:
         ],
         pairs=PAIRS,
     shell:
-        "python3 scripts/report.py --results {params.results:q} --pairs {params.pairs:q} --out {output:q} --log {log:q}"
+        "python3 scripts/report.py --results {params.results:q} --pairs {params.pairs:q}"
+        " --public {input.public:q} --out {output:q} --log {log:q}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from serveproof import provenance, results, script
+from serveproof import expectations, provenance, results, script
 from serveproof.report.data import collect, collect_history
+from serveproof.report.machines import sourced_cases
 from serveproof.report.render import render
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,9 @@ def work(arguments: argparse.Namespace) -> None:
         origin = results.read(arguments.provenance, results.Provenance)
     else:
         origin = provenance.collect(ROOT)
-    page = render(machines, origin, [collect_history(folder) for folder in arguments.results])
+    public = sourced_cases([expectations.load(path) for path in arguments.public])
+    history = [collect_history(folder) for folder in arguments.results]
+    page = render(machines, origin, history, public)
     results.write_atomically(arguments.out, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
@@ -32,6 +35,10 @@ def main() -> None:
     parser = script.parser(__doc__ or "")
     parser.add_argument("--results", type=Path, nargs="+", required=True, help="results/{hardware}, one or more")
     parser.add_argument("--pairs", nargs="+", help="the pairs to show; all that the folders hold by default")
+    parser.add_argument(
+        "--public", type=Path, nargs="*", default=[ROOT / "expectations_b200.json"],
+        help="expectations of which the public records stand beside cases of the same shapes, marked as not measured",
+    )  # fmt: skip
     parser.add_argument("--provenance", type=Path, help="JSON of results.Provenance; without it, of this checkout, now")
     parser.add_argument("--out", type=Path, default=Path("reports/index.html"), help="the page to write")
     script.run(work, parser.parse_args())

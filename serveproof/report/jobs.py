@@ -1,4 +1,4 @@
-"""What each job was given and what it used, and the cases of several machines beside each other."""
+"""What each job was given and what it used."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from serveproof.cluster.usage import JobUsage
 from serveproof.report import numbers
-from serveproof.report.summary import CaseRow
-from serveproof.results import Estimate, Placement
+from serveproof.results import Placement
 
 ALONE = {"node": "its node", "gpu": "its GPUs", "none": "nothing", "unknown": "not told"}
 
@@ -27,15 +26,6 @@ class JobRow:
     memory_share: str
     time: str
     time_share: str
-
-
-@dataclass(frozen=True)
-class BesideRow:
-    """One case on every machine, in the machines' order: its speedup, or why there is none."""
-
-    pair: str
-    case: str
-    cells: list[Estimate | str]
 
 
 def job_rows(jobs: Sequence[JobUsage]) -> list[JobRow]:
@@ -78,16 +68,3 @@ def placed(placement: Placement | None) -> str:
         f"SLURM job {placement.job_id}, partition {placement.partition}, node {placement.node}, {cpus}; "
         f"to itself: {ALONE[placement.alone]}"
     )
-
-
-def beside(rows: Sequence[Sequence[CaseRow]]) -> list[BesideRow]:
-    """Every case that any of the machines has. rows: those of each machine."""
-    by_machine = [{(row.pair, row.case): row for row in some} for some in rows]
-    names = dict.fromkeys(name for some in by_machine for name in some)
-
-    def cell(row: CaseRow | None) -> Estimate | str:
-        if row is None:
-            return "not a case there"
-        return row.measured.speedup if row.measured and row.measured.speedup else row.status
-
-    return [BesideRow(*name, [cell(some.get(name)) for some in by_machine]) for name in sorted(names)]

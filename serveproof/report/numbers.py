@@ -24,11 +24,13 @@ UNITS = {
     "gflop/s": ("rate", 1e9),
     "tflop/s": ("rate", 1e12),
     "flop": ("work", 1.0),
+    "bus bytes/s": ("bus bandwidth", 1.0),
 }
 STEPS = {
     "time": [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")],
     "bytes": [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")],
     "bandwidth": [(1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s")],
+    "bus bandwidth": [(1e12, "TB/s bus"), (1e9, "GB/s bus"), (1e6, "MB/s bus"), (1e3, "kB/s bus"), (1.0, "B/s bus")],
     "work": [(1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (1.0, "FLOP")],
     "rate": [
         (1e15, "PFLOP/s"),

@@ -10,18 +10,22 @@ import polars as pl
 
 from serveproof.report import charts
 from serveproof.report.charts import Chart, Column
-from serveproof.report.numbers import UNITS, scaled, significant
-from serveproof.report.summary import CaseRow
+from serveproof.report.numbers import UNITS, figure, scaled, significant
+from serveproof.report.summary import CaseRow, urgency
 from serveproof.results import Ceilings, MeasureCase
 
-# More dots than this hide one another and make the page slow; the whole set is in samples.parquet.
-MOST_SAMPLES_DRAWN = 2000
+# More dots than this hide one another; the whole set is in samples.parquet.
+MOST_SAMPLES_DRAWN = 600
+EDGE_QUANTILE = 0.98
+MOST_SPEEDUPS_DRAWN = 60
 
 
 def speedups(rows: list[CaseRow]) -> Chart | None:
     """Every measured case's speedup with its interval, over the expectation's range; None when nothing was measured."""
     found: list[dict[str, Any]] = []
-    for row in rows:
+    # Of too many for one picture, those whose verdicts ask for a look are drawn.
+    first = rows if len(rows) <= MOST_SPEEDUPS_DRAWN else sorted(rows, key=lambda row: urgency([row]))
+    for row in first:
         if row.measured is None or row.measured.speedup is None:
             continue
         speed, verdict = row.measured.speedup, row.verdict
@@ -39,6 +43,8 @@ def speedups(rows: list[CaseRow]) -> Chart | None:
         )
     if not found:
         return None
+    left_out = len(found) - MOST_SPEEDUPS_DRAWN
+    found = found[:MOST_SPEEDUPS_DRAWN]
     schema = {"lower": pl.Float64, "upper": pl.Float64}
     frame = pl.DataFrame(found, schema_overrides=schema, infer_schema_length=None)
     # An expectation far from every measurement would squeeze those together; it is cut off at the chart's edge.
@@ -76,7 +82,12 @@ def speedups(rows: list[CaseRow]) -> Chart | None:
         "Speedup of every measured case",
         "Diamond: the measured speedup, baseline time ÷ optimized time. Line through it: its 95 % confidence interval "
         "(hierarchical bootstrap over processes and rounds). Pale bar: the expected range, where there is one. Dashed "
-        "line: no change (1×).",
+        "line: no change (1×)."
+        + (
+            f" {left_out} more cases, whose verdicts ask less for a look, are in the table of every case."
+            if left_out > 0
+            else ""
+        ),
         "Speedups with confidence intervals: "
         + "; ".join(f"{row['subject']} {significant(row['speedup'])} times, {row['verdict']}" for row in found[:12]),
     )
@@ -93,59 +104,62 @@ def speedups(rows: list[CaseRow]) -> Chart | None:
 
 
 def samples(case: MeasureCase, frame: pl.DataFrame) -> Chart | None:
-    """Every time sample of one case, a lane for each process, with each process's median; None without samples."""
-    mine = frame.filter(pl.col("case") == case.case).select("process", "round", "side", "order", "time_ms")
+    """Every time sample of one case against its side's median, a lane for each process; None without samples."""
+    mine = frame.filter((pl.col("case") == case.case) & (pl.col("time_ms") > 0))
     if mine.is_empty():
         return None
-    total = mine.height
-    kept = mine.sort("side", "process", "round", "order").gather_every(-(-total // MOST_SAMPLES_DRAWN))
-    # One row a process and side, its samples in lists: a tenth of the size of one row a sample, in page and table.
-    lists = kept.group_by("side", "process", maintain_order=True).agg("round", pl.col("time_ms").round_sig_figs(5))
-    low, high = float(mine["time_ms"].min()), float(mine["time_ms"].max())  # type: ignore[arg-type]
-    log = low > 0 and high / low > 8
-    scale = alt.Scale(type="log", nice=False, padding=8) if log else alt.Scale(zero=False, nice=True, padding=8)
-    x = alt.X("time_ms:Q", scale=scale, title=f"time of one sample (ms{', log scale' if log else ''})").axis(
-        format="~g", tickCount=6
+    middle = pl.col("time_ms").median().over("side")
+    mine = mine.select(
+        "process", "round", "side", "order", "time_ms", (100 * (pl.col("time_ms") / middle - 1)).alias("percent")
     )
+    kept = mine.sort("side", "process", "round", "order").gather_every(-(-mine.height // MOST_SAMPLES_DRAWN))
+    # One far sample would press all others together: it is drawn at the edge.
+    edge = max(1.5 * float(mine["percent"].abs().quantile(EDGE_QUANTILE) or 0), 0.5)
+    beyond = mine.filter(pl.col("percent").abs() > edge).height
+    # A path a process and side, a dot where a null breaks it: a tenth of the size of a mark a sample.
+    dotted = [
+        {"side": side, "process": process, "percent": value}
+        for side, process, percent in kept.select("side", "process", "percent").iter_rows()
+        for value in (percent, None)
+    ]
+    x = alt.X(
+        "percent:Q",
+        scale=alt.Scale(domain=[-edge, edge], clamp=True),
+        title="time of a sample against its side's median (%)",
+    ).axis(format="+~g", tickCount=6)
     y = alt.Y("side:N", title=None, scale=alt.Scale(domain=["baseline", "optimized"], paddingInner=0.25))
     lane = alt.YOffset("process:O", scale=alt.Scale(domain=sorted(set(mine["process"]))))
-    medians = mine.group_by("side", "process", maintain_order=True).agg(pl.col("time_ms").median())
-    dots = (
-        charts.base(lists)
-        .transform_flatten(["round", "time_ms"])
-        .mark_point(size=22, opacity=0.45, strokeWidth=1.2, aria=False)
-        .encode(
-            x=x,
-            y=y,
-            yOffset=lane,
-            color=charts.side_color(legend=False),
-            shape=charts.side_shape().legend(None),
-            tooltip=["side:N", "process:O", "round:O", "time_ms:Q"],
-        )
+    medians = mine.group_by("side", "process", maintain_order=True).agg(
+        pl.col("percent").median(), pl.col("time_ms").median()
     )
-    middle = (
+    layers = [
+        charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3]).encode(x="zero:Q"),
+        charts.base(pl.DataFrame(dotted, schema_overrides={"percent": pl.Float64}))
+        .mark_line(strokeCap="round", strokeWidth=5, opacity=0.5, aria=False)
+        .encode(x=x, y=y, yOffset=lane, detail="process:N", order=alt.value(0), color=charts.side_color(legend=False)),
         charts.base(medians)
-        .mark_tick(thickness=2.5, size=15, color=charts.INK, aria=False)
-        .encode(x=alt.X("time_ms:Q", scale=scale), y=y, yOffset=lane, tooltip=["side:N", "process:O", "time_ms:Q"])
-    )
+        .mark_tick(thickness=2.5, size=15, color=charts.INK)
+        .encode(x="percent:Q", y=y, yOffset=lane, description=alt.Description("time_ms:Q", format=".4~r")),
+    ]
     processes = mine["process"].n_unique()
-    drawn = "Every sample is drawn" if kept.height == total else f"{kept.height} of {total} samples are drawn, evenly"
-    summary = mine.group_by("side", maintain_order=True).agg(pl.col("time_ms").median())
+    drawn = "Every sample" if kept.height == mine.height else f"{kept.height} of {mine.height} samples, evenly"
+    sides = dict(mine.group_by("side", maintain_order=True).agg(pl.col("time_ms").median()).iter_rows())
+    told = ", ".join(f"{side} {significant(time)} ms" for side, time in sides.items())
     words = (
         f"Samples of {case.case}",
-        f"{drawn}, a lane for each of {processes} processes. Circle: baseline; diamond: optimized; upright bar: the "
-        "process's median.",
-        f"Time samples of {case.case} in milliseconds; medians: "
-        + ", ".join(f"{side} {significant(time)} ms" for side, time in summary.iter_rows()),
+        f"{drawn}, a dot each, a lane for each of {processes} processes; upright bar: the process's median. Medians of "
+        f"the sides: {told}; their intervals stand in the table above."
+        + (f" {beyond} samples lie further out and are drawn at the edge." if beyond else ""),
+        f"Time samples of {case.case} against their side's median; medians: {told}",
     )
+    lists = kept.group_by("side", "process", maintain_order=True).agg("round", pl.col("time_ms").round_sig_figs(5))
     columns = [
         Column("side", "side"),
         Column("process", "process"),
         Column("round", "rounds"),
         Column("time_ms", "times, a figure for each of the rounds (ms)"),
     ]
-    height = max(100, 2 * processes * 18)
-    return charts.build([dots, middle], height, words, lists, columns)
+    return charts.build(layers, max(100, 2 * processes * 18), words, lists, columns)
 
 
 def roofline(cases: list[MeasureCase], ceilings: Ceilings) -> Chart | None:
@@ -247,8 +261,8 @@ def _point_names(frame: pl.DataFrame) -> pl.DataFrame:
     labels: list[dict[str, Any]] = []
     for row in frame.filter(pl.col("side") == "optimized").sort("rate").to_dicts():
         for label in labels:
-            near = abs(math.log(row["intensity"] / label["intensity"])) < 0.5
-            if near and abs(math.log(row["rate"] / label["rate"])) < 0.15:
+            near = abs(math.log(row["intensity"] / label["intensity"])) < 1.6
+            if near and abs(math.log(row["rate"] / label["rate"])) < 0.3:
                 label["names"] += f", {row['case']}"
                 break
         else:
@@ -267,12 +281,11 @@ def memory(cases: list[MeasureCase]) -> Chart | None:
             for kind, key in (("KV reserved", "kv_bytes_reserved"), ("KV used", "kv_bytes_used")):
                 if key in side.metrics:
                     kinds[kind] = side.metrics[key].value
-            found += [
-                {"row": f"{case.case} · {name}", "kind": kind, "megabytes": size / 1e6} for kind, size in kinds.items()
-            ]
+            found += [{"row": f"{case.case} · {name}", "kind": kind, "size": size} for kind, size in kinds.items()]
     if not found:
         return None
-    frame = pl.DataFrame(found)
+    divisor, unit = scaled(max(row["size"] for row in found), "bytes")
+    frame = pl.DataFrame(found).with_columns(pl.col("size") / divisor)
     kinds_found = [kind for kind in ("peak", "KV reserved", "KV used") if kind in set(frame["kind"])]
     palette = dict(
         zip(("peak", "KV reserved", "KV used"), (charts.MUTED, charts.BASELINE, charts.OPTIMIZED), strict=True)
@@ -282,16 +295,16 @@ def memory(cases: list[MeasureCase]) -> Chart | None:
         scale=alt.Scale(domain=kinds_found, range=[palette[kind] for kind in kinds_found]),
         legend=alt.Legend() if len(kinds_found) > 1 else None,
     )
-    room = 1.14 * max(one["megabytes"] for one in found)
+    room = 1.14 * float(frame["size"].max())  # type: ignore[arg-type]
     every_row = frame["row"].unique(maintain_order=True).to_list()
     y = alt.Y("row:N", title=None, scale=alt.Scale(domain=every_row, paddingInner=0.3))
     lane = alt.YOffset("kind:N", scale=alt.Scale(domain=kinds_found))
-    x = alt.X("megabytes:Q", title="memory (MB)", scale=alt.Scale(domain=[0, room])).axis(format="~s", tickCount=5)
+    x = alt.X("size:Q", title=f"memory ({unit})", scale=alt.Scale(domain=[0, room])).axis(format="~g", tickCount=5)
     bars = charts.base(frame).mark_bar().encode(x=x, y=y, yOffset=lane, color=color)
     label = (
         charts.base(frame)
         .mark_text(align="left", dx=4, aria=False)
-        .encode(x=x, y=y, yOffset=lane, text=alt.Text("megabytes:Q", format=",.3~r"))
+        .encode(x=x, y=y, yOffset=lane, text=alt.Text("size:Q", format=",.3~r"))
     )
     more = " KV reserved: bytes held for the cache; KV used: those of them that hold tokens. Bars of a row stand in "
     more += f"the order {', '.join(kinds_found)}."
@@ -299,9 +312,8 @@ def memory(cases: list[MeasureCase]) -> Chart | None:
         "Memory",
         "Peak: the inputs that this side reads plus all it allocates, in a process of its own; a count, so it has no "
         f"interval.{more if len(kinds_found) > 1 else ''}",
-        "Memory in megabytes: "
-        + "; ".join(f"{row['row']} {row['kind']} {significant(row['megabytes'])}" for row in found[:12]),
+        "Memory: " + "; ".join(f"{row['row']} {row['kind']} {figure(row['size'], 'bytes')}" for row in found[:12]),
     )
-    columns = [Column("row", "case and side"), Column("kind", "what"), Column("megabytes", "memory (MB)")]
+    columns = [Column("row", "case and side"), Column("kind", "what"), Column("size", f"memory ({unit})")]
     height = 14 * len(found) + 12 * len(every_row)
     return charts.build([bars, label], height, words, frame, columns)

@@ -16,10 +16,16 @@ from serveproof.report.numbers import figure
 WAYS = [charts.OPTIMIZED, charts.BASELINE, charts.THIRD, charts.MUTED]
 
 
-def of(record: RankedRecord) -> list[Chart]:
-    """Every chart that the record has something for."""
-    found = (matrix(record), all_reduce(record), hand_over(record), expert_layers(record))
+def between(record: RankedRecord) -> list[Chart]:
+    """Every chart of what ranks do with each other that the record has something for."""
+    found = (matrix(record), all_reduce(record), hand_over(record))
     return [chart for chart in found if chart is not None]
+
+
+def experts(record: RankedRecord) -> list[Chart]:
+    """Every chart of layers of experts that the record has something for."""
+    found = expert_layers(record)
+    return [found] if found else []
 
 
 def matrix(record: RankedRecord) -> Chart | None:
@@ -49,7 +55,11 @@ def matrix(record: RankedRecord) -> Chart | None:
         cells.mark_text(fill=charts.INK, aria=False).encode(**places, text="label:N"),
     ]
     told = f"; the links of one GPU carry {figure(limit, 'bytes/s')} one way" if limit else "; no link's limit is known"
-    words = ("Bandwidth between ranks", f"{record.matrix.how}{told}.", f"Bandwidth by pair of ranks: {_listed(rows)}")
+    words = (
+        "Bandwidth between ranks",
+        f"{record.matrix.how}{told}. One figure a pair of ranks, without an interval.",
+        f"Bandwidth by pair of ranks: {_listed(rows)}",
+    )
     columns = [Column("source", "from"), Column("target", "to"), Column("rate", "bytes/s")]
     return charts.build(layers, 34 * record.world + 30, words, frame, columns)
 
@@ -61,9 +71,12 @@ def _listed(rows: Sequence[dict[str, Any]]) -> str:
 def all_reduce(record: RankedRecord) -> Chart | None:
     """Time of an all-reduce by size, a line each way of making it."""
     rows = [
-        {"way": one.by, "size": one.bytes, "us": one.time.value, "bus": one.bus_bandwidth_bytes_per_s}
+        {
+            "way": one.by, "size": one.bytes, "us": one.time.value, "low": one.time.low, "high": one.time.high,
+            "bus": one.bus_bandwidth_bytes_per_s,
+        }
         for one in record.collectives
-    ]
+    ]  # fmt: skip
     if not rows:
         return None
     frame = pl.DataFrame(rows)
@@ -75,16 +88,19 @@ def all_reduce(record: RankedRecord) -> Chart | None:
     }
     layers = [
         base.mark_line(opacity=0.7).encode(**encoding),
+        base.mark_rule(aria=False).encode(x=encoding["x"], y="low:Q", y2="high:Q", color=encoding["color"]),
         base.mark_point(size=55, filled=True).encode(
             **encoding, shape=alt.Shape("way:N", legend=None), tooltip=["way:N", "size:Q", "us:Q", "bus:Q"]
         ),
     ]
-    caption = "All-reduce of bfloat16, the slowest rank's time; checked exactly at each size before it was timed."
+    caption = "All-reduce of bfloat16, the slowest rank's time with its 95 % interval; checked exactly at each size."
     words = ("All-reduce by size", caption, "Time of an all-reduce against its bytes, one line a way of making it")
     columns = [
         Column("way", "by"),
         Column("size", "bytes"),
         Column("us", "µs"),
+        Column("low", "interval low (µs)"),
+        Column("high", "interval high (µs)"),
         Column("bus", "bus bandwidth, bytes/s"),
     ]
     return charts.build(layers, 240, words, frame, columns)

@@ -1,240 +1,100 @@
-"""Renders the page: templates, the drawing library and the data in one file that never asks the network for anything.
+"""Renders the page: templates, styles, scripts and data in one file that never asks the network for anything.
 
-The policy in the page's head names the only two scripts that may run, by their hashes. So text that slipped through
-the escaping could still neither run nor load: the browser refuses it.
+The policy in the page's head names the only script that may run, by its hash. So text that slipped through the
+escaping could still neither run nor load: the browser refuses it.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import resources
 
-import altair
 import jinja2
-import vl_convert
 from markupsafe import Markup
 
-from serveproof.distributed_records import RankedRecord
-from serveproof.report import (
-    accuracy_charts,
-    charts,
-    engine_charts,
-    history_charts,
-    jobs,
-    numbers,
-    pair_charts,
-    profile_view,
-    ranks_charts,
-    serving_view,
-    summary,
-    words,
-)
+from serveproof.report import drawing, history_charts, jobs, machines, numbers, overview, summary, topics, views, words
 from serveproof.report.charts import Chart
-from serveproof.report.data import History, Machine, PairResults
-from serveproof.report.jobs import JobRow
-from serveproof.report.profile_view import CaseView, ProfileView
-from serveproof.report.serving_view import ServingView
-from serveproof.report.summary import CaseRow, Headline
-from serveproof.results import MeasureCase, Metric, Provenance, Verdict, VerifyRecord
-from serveproof.serving_results import LadderRecord
+from serveproof.report.data import History, Machine
+from serveproof.report.history_charts import HistoryView
+from serveproof.report.machines import Beside, SourcedCase
+from serveproof.report.overview import StatRow
+from serveproof.report.views import MachineView
+from serveproof.results import Provenance
+
+STYLES = ("base.css", "layout.css", "tables.css", "charts.css", "topics.css", "narrow.css", "print.css")
+SCRIPTS = ("topics.js", "tables.js", "charts.js")
 
 
 @dataclass(frozen=True)
-class CountedRow:
-    """One counted figure of one case, both sides beside each other."""
+class Page:
+    """All that the page shows, before it is text. history: of each machine that has one."""
 
-    case: str
-    first: bool
-    name: str
-    baseline: Metric | None
-    optimized: Metric | None
-    note: str
-
-
-@dataclass(frozen=True)
-class CandidateRow:
-    """One back end of one case: what it took, against the fastest, in how many processes it served, or why not."""
-
-    case: str
-    first: bool
-    name: str
-    time_ms: float | None
-    ratio: float | None
-    served: int
-    processes: int
-    relative_error: float | None
-    reason: str
+    machines: list[MachineView]
+    stats: list[StatRow]
+    beside: Beside
+    provenance: Provenance
+    history: list[HistoryView]
 
 
-@dataclass(frozen=True)
-class PairView:
-    """What the section of one pair shows."""
-
-    results: PairResults
-    rows: list[CaseRow]
-    samples: dict[str, Chart]
-    roofline: Chart | None
-    memory: Chart | None
-    counted: list[CountedRow]
-    candidates: list[CandidateRow]
-    profile: ProfileView | None
+def page(
+    found: Sequence[Machine], provenance: Provenance, history: Sequence[History] = (), public: Sequence[SourcedCase] = ()
+) -> Page:
+    """Draw every machine and put them beside each other. public: records of others, beside what has the same shapes."""
+    drawn = views.view_machines(found)
+    compared = machines.beside([one.hardware for one in found], [view.rows for view in drawn], public)
+    trends = [history_charts.view(one) for one in history if one.runs.height]
+    return Page(drawn, overview.stat_rows(found, [anchors_of(view) for view in drawn]), compared, provenance, trends)
 
 
-@dataclass(frozen=True)
-class LadderView:
-    """One ladder and its waterfall."""
-
-    record: LadderRecord
-    chart: Chart | None
+def anchors_of(view: MachineView) -> dict[str, str]:
+    """Pair -> the anchor of its section."""
+    return {pair.results.name: pair.id for pair in view.pairs}
 
 
-@dataclass(frozen=True)
-class RankedView:
-    """What one script did over several ranks."""
-
-    record: RankedRecord
-    charts: list[Chart]
-
-
-@dataclass(frozen=True)
-class MachineView:
-    """What the sections of one machine show; `id` is ours, so that no name from a record becomes an anchor."""
-
-    id: str
-    machine: Machine
-    headline: Headline
-    rows: list[CaseRow]
-    others: list[Verdict]
-    speedups: Chart | None
-    pairs: list[PairView]
-    gates: dict[str, Verdict]
-    accuracy: list[Chart]
-    decoder: list[CaseView]
-    ladders: list[LadderView]
-    serving: ServingView | None
-    ranks: list[RankedView]
-    injected_percent: float
-    jobs: list[JobRow]
-
-
-def view_pair(machine: Machine, pair: PairResults) -> PairView:
-    """Draw the charts of one pair."""
-    cases = pair.measure.cases if pair.measure else []
-    drawn = {case.case: pair_charts.samples(case, pair.samples) for case in cases if case.status == "passed"}
-    return PairView(
-        results=pair,
-        rows=summary.pair_rows(machine, pair),
-        samples={case: chart for case, chart in drawn.items() if chart is not None},
-        roofline=pair_charts.roofline(cases, machine.hardware.ceilings),
-        memory=pair_charts.memory(cases),
-        counted=[row for case in cases if case.status == "passed" for row in counted_rows(case)],
-        candidates=[row for case in cases for row in candidate_rows(case, pair.verify)],
-        profile=profile_view.view(pair.profile, pair.measure, machine.hardware.ceilings) if pair.profile else None,
-    )
-
-
-def candidate_rows(case: MeasureCase, verify: VerifyRecord | None) -> list[CandidateRow]:
-    """The back ends of one measured case, in the order of the record: fastest first."""
-    if case.optimized is None or case.timing is None:
-        return []
-    verified = next((one.candidates for one in verify.cases if one.case == case.case), {}) if verify else {}
-    fastest_ms = next((one.time_ms for one in case.optimized.candidates if one.time_ms), None)
-    return [
-        CandidateRow(
-            case=case.case,
-            first=number == 0,
-            name=one.name,
-            time_ms=one.time_ms,
-            ratio=one.time_ms / fastest_ms if one.time_ms and fastest_ms else None,
-            served=one.served,
-            processes=case.timing.processes,
-            relative_error=verified[one.name].relative_error if one.name in verified else None,
-            reason=one.reason,
-        )
-        for number, one in enumerate(case.optimized.candidates)
-    ]
-
-
-def counted_rows(case: MeasureCase) -> list[CountedRow]:
-    """The counted figures of one case, in the order of the records."""
-    left = case.baseline.metrics if case.baseline else {}
-    right = case.optimized.metrics if case.optimized else {}
-    sides = {"baseline": left, "optimized": right}
-    rows: list[CountedRow] = []
-    for name in dict.fromkeys([*left, *right]):
-        notes = {label: side[name].note for label, side in sides.items() if name in side and side[name].note}
-        alike = len(notes) == 2 and len(set(notes.values())) == 1
-        note = notes["baseline"] if alike else "; ".join(f"{label}: {text}" for label, text in notes.items())
-        title = name.replace("_", " ").replace("kv ", "KV ")
-        rows.append(CountedRow(case.case, not rows, title, left.get(name), right.get(name), note))
-    return rows
-
-
-def view_machine(machine: Machine, number: int) -> MachineView:
-    """Draw the charts of one machine and count its verdicts."""
-    pairs = [view_pair(machine, pair) for pair in machine.pairs]
-    rows = [row for pair in pairs for row in pair.rows]
-    record = machine.perplexity
-    found = {one.precision: summary.gate_verdict(machine, one.precision) for one in record.precisions} if record else {}
-    gates = {precision: verdict for precision, verdict in found.items() if verdict is not None}
-    accuracy = [
-        accuracy_charts.relative_to_bf16(record, gates) if record else None,
-        accuracy_charts.by_window(machine.window_deltas),
-    ]
-    return MachineView(
-        id=f"m{number}",
-        machine=machine,
-        headline=summary.headline(machine),
-        rows=rows,
-        others=summary.other_verdicts(machine),
-        speedups=pair_charts.speedups(rows),
-        pairs=pairs,
-        gates=gates,
-        decoder=profile_view.decoder(machine.decoder, machine.hardware.ceilings) if machine.decoder else [],
-        ladders=[LadderView(one, engine_charts.waterfall(one)) for one in machine.ladders],
-        ranks=[RankedView(one, ranks_charts.of(one)) for one in machine.ranked],
-        accuracy=[chart for chart in accuracy if chart is not None],
-        serving=serving_view.view(machine.serving, summary.verdicts(machine)) if machine.serving else None,
-        injected_percent=max(
-            (row.measured.timing.injected_slowdown_percent for row in rows if row.measured and row.measured.timing),
-            default=0.0,
-        ),
-        jobs=jobs.job_rows(machine.jobs),
-    )
-
-
-def render(machines: Sequence[Machine], provenance: Provenance, history: Sequence[History] = ()) -> str:
+def render(
+    found: Sequence[Machine], provenance: Provenance, history: Sequence[History] = (), public: Sequence[SourcedCase] = ()
+) -> str:
     """The whole page as text."""
-    library, page = drawing_library(), _asset("page.js")
-    template = _environment().get_template("page.html.j2")
-    views = [view_machine(machine, number) for number, machine in enumerate(machines)]
-    return template.render(
-        machines=views,
-        beside=jobs.beside([view.rows for view in views]) if len(views) > 1 else [],
+    script = "".join(_asset(name) for name in SCRIPTS)
+    shown = page(found, provenance, history, public)
+    numbered = itertools.count()
+
+    def drawings(chart: Chart) -> Markup:
+        return drawing.drawings(chart.spec, f"c{next(numbered)}")
+
+    used: Counter[str] = Counter()
+
+    def unique(label: str) -> str:
+        """A label that no other region of the page has."""
+        used[label] += 1
+        return label if used[label] == 1 else f"{label} ({used[label]})"
+
+    environment = _environment()
+    # Globals, for macros see those alone.
+    environment.globals.update(drawings=drawings, unique=unique)
+    empty = [topic.id for topic in topics.TOPICS if topics.nothing_in(topic, shown.machines)]
+    return environment.get_template("page.html.j2").render(
+        machines=shown.machines,
+        stats=shown.stats,
+        stat_columns=overview.columns_of(shown.stats),
+        beside=shown.beside,
         provenance=provenance,
-        history=[history_charts.view(one) for one in history if one.runs.height],
+        history=shown.history,
         **history_charts.RULE,
+        topics=topics.TOPICS,
+        empty=empty if shown.history else [*empty, "history"],
+        no_history=topics.NO_HISTORY,
         rule=summary.RULE,
-        config=charts.theme(),
-        # These three are our own files and the drawing library's; nothing of a record is in them.
-        style=Markup(_asset("style.css")),  # noqa: S704
-        library=Markup(library),  # noqa: S704
-        page_script=Markup(page),  # noqa: S704
-        script_hashes=[_policy_hash(library), _policy_hash(page)],
+        # These are our own files; nothing of a record is in them.
+        style=Markup("".join(_asset(name) for name in STYLES)),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        script_hash=_policy_hash(script),
     )
-
-
-@cache
-def drawing_library() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, of the Vega-Lite version that Altair writes."""
-    version = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
-    bundle = vl_convert.javascript_bundle("window.serveproofEmbed = vegaEmbed;", vl_version=version)
-    # Its top-level names stay its own; and what would end a script element early must not stand in one.
-    return "(() => {" + bundle.replace("</script", r"<\/script").replace("<!--", r"<\!--").replace("\r", "") + "})();"
 
 
 def _policy_hash(script: str) -> str:
@@ -263,6 +123,7 @@ def _environment() -> jinja2.Environment:
         signed=numbers.signed,
         moment=numbers.moment,
         axes=words.axes_text,
+        breakable=words.breakable,
         badge=words.badge,
         gate_badge=words.gate_badge,
     )
@@ -272,6 +133,8 @@ def _environment() -> jinja2.Environment:
         timing_rows=words.timing_rows,
         machine_rows=words.machine_rows,
         placed=jobs.placed,
+        called=summary.called,
+        anchors_of=anchors_of,
         ceiling_rows=words.ceiling_rows,
     )
     return environment

@@ -61,7 +61,9 @@ def distribution(tests: Sequence[LoadTest], column: str, title: str) -> Chart | 
     words = (
         f"{title}, {scenario}",
         "Further left is faster; a line that leans far to the right has a long tail. Of the requests that arrived in "
-        "the window and were answered whole" + ("; the long prompts' own left out." if column == "gaps_ms" else "."),
+        "the window and were answered whole"
+        + ("; the long prompts' own left out" if column == "gaps_ms" else "")
+        + ". Every one is counted; there is no interval.",
         f"Distribution of {title}, {scenario}: {told}",
     )
     columns = [Column("server", "server"), Column("percent", "percent"), Column("ms", f"{title} (ms)")]
@@ -91,8 +93,8 @@ def timeline(test: LoadTest) -> list[Chart]:
     mark = charts.base(pl.DataFrame({"at": [warmup_s]})).mark_rule(strokeDash=[4, 4]).encode(x="at:Q")
     words = (
         f"Requests, {name}",
-        "Running and waiting as the server says; under way as the client counts them, from the intended arrival. "
-        "Dashed: the end of the warm-up.",
+        "Running and waiting as the server says; under way as the client counts them, from the intended arrival; "
+        "single readings. Dashed: the end of the warm-up.",
         f"Requests over time, {name}: at most {significant(float(long['requests'].max() or 0))} of a kind",  # type: ignore[arg-type]
     )
     columns = [Column("second", "second"), Column("what", "what"), Column("requests", "requests")]
@@ -106,7 +108,7 @@ def timeline(test: LoadTest) -> list[Chart]:
                     tooltip=["second:Q", "percent:Q"])
         )  # fmt: skip
         most = float(cache["percent"].max() or 0)  # type: ignore[arg-type]
-        words = (f"KV cache, {name}", "The share of the cache's blocks that requests hold.",
+        words = (f"KV cache, {name}", "The share of the cache's blocks that requests hold; single readings.",
                  f"KV cache in use over time, {name}: at most {significant(most)} %")  # fmt: skip
         made.append(charts.build([area], 140, words, cache, [Column("second", "second"), Column("percent", "%")]))
     return made
@@ -174,7 +176,8 @@ def pareto(sweep: SweepRecord) -> Chart | None:
     ]  # fmt: skip
     words = (
         f"Speed for a user against speed of the {unit}",
-        "A point a rate, joined in their order. Up and right is better; a batch that grows moves up and left.",
+        "A point a rate, joined in their order. Up and right is better; a batch that grows moves up and left. "
+        "One run a rate: no interval.",
         f"Tokens a second a user against tokens a second a {unit}, {len(rows)} rates",
     )
     columns = [Column("rate", "requests/s"), Column("user", "tokens/s a user"), Column("device", f"tokens/s a {unit}"),
@@ -206,7 +209,7 @@ def tenants(tests: Sequence[LoadTest]) -> Chart | None:
     told = "; ".join(f"{who} under {server} {significant(ms)} ms" for who, server, ms in frame.iter_rows())
     words = (
         f"Tenants, {tests[0].record.scenario.replace('_', ' ')}",
-        "Of the first run. A fair server keeps the modest tenants' wait short however much the greedy one sends.",
+        "Of the first run, so without an interval. A fair server keeps the modest tenants' wait short however much the greedy one sends.",
         f"TTFT p90 by tenant: {told}",
     )
     columns = [Column("tenant", "tenant"), Column("server", "server"), Column("ms", "TTFT p90 (ms)")]

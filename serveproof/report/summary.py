@@ -1,18 +1,30 @@
-"""The opening of the report, computed from the records: one row a case, and the one-line answer.
+"""What became of every case and pair, and the one-line answer, computed from the records.
 
-The rule: a pair pays on a machine when at least one of its cases passed with a speedup interval wholly above 1.
+RULE says when a pair pays on a machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from serveproof.report.data import Machine, PairResults
 from serveproof.results import MeasureCase, Verdict
 
-RULE = "An optimization pays when at least one of its cases passed with a speedup interval wholly above 1."
+RULE = (
+    "An optimization pays when at least one of its cases was verified and has a speedup interval wholly above 1, and "
+    "no accuracy gate on it failed."
+)
+# pair -> the accuracy gates that judge what it computes in, on a whole model
+GATES_OF_PAIR = {
+    "fp8_kv_cache": ("served/fp8_cache",),
+    "fp8_transformer_engine": ("perplexity/fp8_e4m3_tensor", "perplexity/fp8_e4m3_channel"),
+    "nvfp4_mlp": ("perplexity/nvfp4",),
+}
+# What asks most for a look comes first; a pair is called by the first that any of its cases has.
+URGENT_FIRST = ("error", "failed", "out_of_memory", "regressed", "too_good", "inconclusive", "expired", "not measured",
+                "met", "absent", "passed", "skipped")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,6 +32,7 @@ class CaseRow:
     """One line of the verdicts table. `measured` is there only when the case passed, and so has times.
 
     status: a record's status, or "not measured" for a case that was verified and has no measurement.
+    verified: the record of the verification says that both sides passed.
     """
 
     pair: str
@@ -31,6 +44,19 @@ class CaseRow:
     measured: MeasureCase | None
     verdict: Verdict | None
     others: list[Verdict]
+    verified: bool = False
+
+    @property
+    def pays(self) -> bool:
+        """Whether this case does, its pair's accuracy gate aside."""
+        speedup = self.measured.speedup if self.measured else None
+        return self.verified and speedup is not None and speedup.low > 1.0
+
+    @property
+    def called(self) -> list[str]:
+        """Every verdict and status that this case has, as words.BADGES names them."""
+        judged = [one.verdict for one in (self.verdict, *self.others) if one is not None]
+        return [self.status, *judged] if self.status != "passed" else judged or ["passed"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +85,18 @@ class Headline:
 
 def pair_rows(machine: Machine, pair: PairResults) -> list[CaseRow]:
     """The rows of one pair: every case that was verified or measured, in the order of the records."""
-    by_subject: dict[str, list[Verdict]] = {}
+    return _rows(pair, _by_subject(machine))
+
+
+def _by_subject(machine: Machine) -> dict[str, list[Verdict]]:
+    found: dict[str, list[Verdict]] = {}
     for one in verdicts(machine):
-        by_subject.setdefault(one.subject, []).append(one)
+        found.setdefault(one.subject, []).append(one)
+    return found
+
+
+def _rows(pair: PairResults, by_subject: dict[str, list[Verdict]]) -> list[CaseRow]:
+    verified_cases = {one.case for one in (pair.verify.cases if pair.verify else []) if one.status == "passed"}
 
     def row(
         case: str, tier: str, axes: dict[str, Any], status: str, reason: str, measured: MeasureCase | None = None
@@ -69,7 +104,8 @@ def pair_rows(machine: Machine, pair: PairResults) -> list[CaseRow]:
         mine = by_subject.get(f"{pair.name}/{case}", [])
         speedup = next((one for one in mine if one.metric == "speedup"), None)
         others = [one for one in mine if one is not speedup]
-        return CaseRow(pair.name, case, tier, axes, status, reason, measured, speedup, others)
+        verified = case in verified_cases
+        return CaseRow(pair.name, case, tier, axes, status, reason, measured, speedup, others, verified)
 
     found: dict[str, CaseRow] = {}
     for verified in pair.verify.cases if pair.verify else []:
@@ -89,9 +125,26 @@ def verdicts(machine: Machine) -> list[Verdict]:
     return machine.judgement.verdicts if machine.judgement else []
 
 
+def rows_by_pair(machine: Machine) -> dict[str, list[CaseRow]]:
+    """The rows of every pair, by its name."""
+    by_subject = _by_subject(machine)
+    return {pair.name: _rows(pair, by_subject) for pair in machine.pairs}
+
+
 def case_rows(machine: Machine) -> list[CaseRow]:
     """The rows of every pair."""
-    return [row for pair in machine.pairs for row in pair_rows(machine, pair)]
+    return [row for rows in rows_by_pair(machine).values() for row in rows]
+
+
+def called(rows: Sequence[CaseRow]) -> str:
+    """What a pair is called: the most urgent verdict or status of its cases; one that has no case is not measured."""
+    words = {word for row in rows for word in row.called}
+    return min(words, key=URGENT_FIRST.index, default="not measured")
+
+
+def urgency(rows: Sequence[CaseRow]) -> int:
+    """The place of a pair among those that ask for a look; 0 is the most urgent."""
+    return URGENT_FIRST.index(called(rows))
 
 
 def other_verdicts(machine: Machine) -> list[Verdict]:
@@ -108,23 +161,31 @@ def gate_verdict(machine: Machine, precision: str) -> Verdict | None:
     return mine[0] if mine else None
 
 
+def pair_gate(machine: Machine, pair: str) -> Verdict | None:
+    """The verdict of the accuracy gates on what a pair computes in: a failed one before others; None without any."""
+    mine = [one for one in verdicts(machine) if one.subject in GATES_OF_PAIR.get(pair, ())]
+    return next((one for one in mine if gate_failed(one)), mine[0] if mine else None)
+
+
+def gate_failed(gate: Verdict | None) -> bool:
+    """Whether a pair may not pay for what its precision costs in accuracy."""
+    return gate is not None and gate.verdict in {"regressed", "failed"}
+
+
 def headline(machine: Machine) -> Headline:
     """Count the pairs by what became of them."""
-    by_pair = {pair.name: pair_rows(machine, pair) for pair in machine.pairs}
+    by_pair = rows_by_pair(machine)
     regressed = {one.subject.partition("/")[0] for one in verdicts(machine) if one.verdict == "regressed"}
 
     def where(rule: Callable[[list[CaseRow]], bool]) -> list[str]:
         return [name for name, rows in by_pair.items() if rule(rows)]
 
+    paying = where(lambda rows: any(row.pays for row in rows))
     return Headline(
         pairs=len(by_pair),
-        pays=where(lambda rows: any(_pays(row) for row in rows)),
+        pays=[name for name in paying if not gate_failed(pair_gate(machine, name))],
         regressed=[name for name in by_pair if name in regressed],
         failed=where(lambda rows: any(row.status in {"failed", "error", "out_of_memory"} for row in rows)),
         skipped=where(lambda rows: bool(rows) and all(row.status == "skipped" for row in rows)),
         unfinished=where(lambda rows: not rows or any(row.status == "not measured" for row in rows)),
     )
-
-
-def _pays(row: CaseRow) -> bool:
-    return row.measured is not None and row.measured.speedup is not None and row.measured.speedup.low > 1.0

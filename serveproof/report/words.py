@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup
+
 from serveproof.report import numbers
 from serveproof.results import HardwareRecord, Timing
 
@@ -55,6 +57,11 @@ def gate_badge(name: str) -> Badge:
     """The badge of the accuracy gate's verdict, which says `within` rather than `met`."""
     found = BADGES[name]
     return Badge(found.sign, GATE_WORDS.get(name, found.word), found.tone)
+
+
+def breakable(name: str) -> Markup:
+    """A name that may go on in a new line after each of its underscores."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def axes_text(axes: dict[str, Any]) -> str:

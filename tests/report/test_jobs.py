@@ -1,4 +1,4 @@
-"""What jobs used, and machines beside each other."""
+"""What jobs used."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from serveproof import results
 from serveproof.cluster.usage import SUFFIX, JobUsage
 from serveproof.report.data import collect
-from serveproof.report.jobs import beside, job_rows, placed
-from serveproof.report.render import render, view_machine
+from serveproof.report.jobs import job_rows, placed
+from serveproof.report.render import render
 from serveproof.results import Placement
 from tests.report import fake_results
 
@@ -28,7 +28,7 @@ def test_shares_are_of_what_was_given() -> None:
     assert (local.where, local.cpus, local.cpu_share, local.memory_share) == ("not through SLURM", "0.5", "–", "–")
 
 
-def test_the_page_shows_jobs_and_machines_beside_each_other(tmp_path: Path) -> None:
+def test_the_page_shows_jobs(tmp_path: Path) -> None:
     machines = []
     for key in ("cpu", "h200"):
         folder = fake_results.write_machine(tmp_path / key, key=key)
@@ -39,15 +39,6 @@ def test_the_page_shows_jobs_and_machines_beside_each_other(tmp_path: Path) -> N
     assert "What the jobs used" in page
     assert "gpu&lt;b&gt;, n1, job 17" in page
     assert "gpu<b>" not in page
-    assert "Machines beside each other" in page
-    rows = beside([view_machine(one, number).rows for number, one in enumerate(machines)])
-    causal = next(row for row in rows if (row.pair, row.case) == ("flash_sdp", "causal"))
-    assert len(causal.cells) == 2
-    assert isinstance(causal.cells[0], results.Estimate)
-    failed = next(row for row in rows if row.pair == "regional_compilation")
-    assert failed.cells == ["failed", "failed"]
-    alone = render(machines[:1], fake_results.provenance())
-    assert "Machines beside each other" not in alone
 
 
 def test_where_a_record_was_made() -> None:

@@ -62,14 +62,16 @@ def test_the_section_is_drawn(folder: Path) -> None:
     assert "regressed" in section
     assert "is not valid: late" in section
     assert "<script>window.stolen" not in page
-    others = page[page.index('id="m0-verdicts"') : page.index('id="m0-serving"')]
+    others = page[page.index('id="m0-pairs"') : page.index('id="m0-serving"')]
     assert "modest_ttft_p90" not in others, "a verdict is shown in one place"
 
 
-def test_without_load_tests_there_is_no_section(tmp_path: Path) -> None:
+def test_without_load_tests_the_section_says_why(tmp_path: Path) -> None:
     made = fake_results.write_machine(tmp_path / "cpu")
     page = render([collect(made)], fake_results.provenance())
-    assert "m0-serving" not in page
+    section = page[page.index('id="m0-serving"') : page.index('id="m0-accuracy"')]
+    assert "No load test" in section
+    assert "<figure" not in section
 
 
 def test_a_missing_table_is_said_and_a_broken_sweep_is_left_out(folder: Path) -> None:
@@ -78,4 +80,5 @@ def test_a_missing_table_is_said_and_a_broken_sweep_is_left_out(folder: Path) ->
     machine = collect(folder)
     told = {one.what for one in machine.absent}
     assert {"Load test multi_tenant of fair: requests", "Rate sweep"} <= told
-    assert "m0-serving" in render([machine], fake_results.provenance())
+    page = render([machine], fake_results.provenance())
+    assert "<figure" in page[page.index('id="m0-serving"') : page.index('id="m0-accuracy"')]

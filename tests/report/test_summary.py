@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from serveproof import results
-from serveproof.report import summary
+from serveproof.report import overview, summary, words
 from serveproof.report.data import Machine, collect, deltas_by_window
-from serveproof.results import Judgement
+from serveproof.results import Judgement, VerdictName
 from tests.report import fake_results
 
 
@@ -33,6 +33,39 @@ def test_pays_only_with_the_whole_interval_above_one(folder: Path) -> None:
     machine = add(folder, "c", 0.80, 0.02)
     assert summary.headline(machine).pays == ["a"]
     assert summary.headline(machine).sentence == "1 of 3 optimizations pay here; 0 regressed."
+
+
+def test_pays_only_where_it_was_verified(folder: Path) -> None:
+    add(folder, "a", 1.30, 0.02)
+    (folder / "pairs/a/verify.json").unlink()
+    assert summary.headline(collect(folder)).pays == []
+
+
+@pytest.mark.parametrize(("outcome", "pays"), [("regressed", False), ("inconclusive", True), ("met", True)])
+def test_pays_only_where_its_accuracy_gate_did_not_fail(folder: Path, outcome: VerdictName, pays: bool) -> None:
+    pair = "fp8_transformer_engine"
+    add(folder, pair, 1.9, 0.01)
+    gate = fake_results.verdict(
+        summary.GATES_OF_PAIR[pair][0], outcome, "beyond 2 %", metric="relative_to_bf16", unit="%"
+    )
+    results.write(folder / "judgement.json", Judgement("cpu", "none", 2.0, [gate]))
+    machine = collect(folder)
+    assert summary.headline(machine).pays == ([pair] if pays else [])
+    (row,) = overview.stat_rows([machine], [{}])
+    assert row.tone == ("good" if pays else "bad"), "fast but wrong is not a win"
+
+
+def test_a_pair_is_called_by_what_asks_most_for_a_look(folder: Path) -> None:
+    machine = collect(fake_results.write_machine(folder))
+    found = {pair: summary.called(rows) for pair, rows in summary.rows_by_pair(machine).items()}
+    assert found == {
+        "flash_sdp": "regressed",
+        "flashinfer_block_sparse": "skipped",
+        "paged_attention": "too_good",
+        "piece_graphs": "error",
+        "regional_compilation": "failed",
+    }
+    assert set(summary.URGENT_FIRST) == set(words.BADGES)
 
 
 def test_counts_skipped_failed_and_regressed_pairs(folder: Path) -> None:

@@ -76,7 +76,7 @@ CHANGES = {
         *("verify_pair paged_attention", "measure_pair paged_attention", "judge", "history", "report"),
     ],
     "serveproof/report/charts.py": ["report"],
-    "serveproof/report/templates/style.css": ["report"],
+    "serveproof/report/templates/base.css": ["report"],
     "serveproof/expectations.py": ["judge", "history", "report"],
     "serveproof/steps.py": ["history", "report"],
     "serveproof/bench/perplexity.py": ["perplexity_eval", "judge", "history", "report"],
