@@ -30,9 +30,13 @@ def page(tmp_path: Path, *histories: History) -> str:
     return render([machine], fake_results.provenance(), histories)
 
 
+def topic(text: str) -> str:
+    return text.partition(' id="history" ')[2].partition("</section>")[0]
+
+
 def test_a_step_names_its_commit_in_words_and_signs(tmp_path: Path) -> None:
     text = page(tmp_path, stepped())
-    section = text.partition('<section id="history">')[2].partition("</section>")[0]
+    section = topic(text)
     assert '<a href="#history">History</a>' in text
     assert "1 step in 3 figures with 6 runs or more: 1 worse, 0 better." in section
     assert commit(9)[:12] in section
@@ -68,8 +72,10 @@ def test_what_can_not_be_said_yet_is_said(count: int, told: str) -> None:
     assert history_charts.view(made(runs({"toy/a": noise(count, 0.01, seed=0)}))).sentence.startswith(told)
 
 
-def test_without_a_run_there_is_no_topic(tmp_path: Path) -> None:
-    assert 'id="history"' not in page(tmp_path, made(runs({"toy/a": noise(0, 0.01, seed=0)})))
+def test_without_a_run_the_topic_says_so(tmp_path: Path) -> None:
+    text = page(tmp_path, made(runs({"toy/a": noise(0, 0.01, seed=0)})))
+    assert '<a href="#history" class="empty-topic">History' in text
+    assert "No run before this one" in topic(text)
 
 
 def test_two_settings_of_one_case_are_two_lines() -> None:
