@@ -2,13 +2,14 @@
 
 Alone: runs an engine for several equal rounds and looks at the allocator and the KV cache between them. With --url:
 watches the server's /metrics. Needs --model (a model directory, llama-1b, llama-8b or a config.json), or a server that
-answers. Prints a table; exit code 1 when something leaks. Writes no file.
+answers (its API key is read from SERVEPROOF_API_KEY). Prints a table; exit code 1 when something leaks. Writes no file.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import os
 import random
 import time
 from pathlib import Path
@@ -118,7 +119,7 @@ def beside(arguments: argparse.Namespace) -> list[str]:
     samples: list[tuple[float, scrape.Sample]] = []
     started = time.monotonic()
     while (now_s := time.monotonic() - started) <= arguments.duration:
-        samples.append((now_s, scrape.fetch(arguments.url)))
+        samples.append((now_s, scrape.fetch(arguments.url, os.environ.get("SERVEPROOF_API_KEY", ""))))
         time.sleep(arguments.interval)
     if all(one.cache_usage is None for _, one in samples):
         raise UserError(f"{arguments.url}/metrics has none of {', '.join(scrape.NAMES['cache_usage'])}")

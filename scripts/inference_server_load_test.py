@@ -81,7 +81,7 @@ def one_scenario(arguments: argparse.Namespace, setting: Setting, name: str, rat
     record = LoadRecord(
         hardware=arguments.key,
         machine=setting.machine,
-        server=arguments.server,
+        server=setting.server,
         server_command=setting.command,
         model=setting.workload.model,
         scenario=name,

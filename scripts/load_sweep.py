@@ -41,7 +41,7 @@ def work(arguments: argparse.Namespace) -> None:
         record = SweepRecord(
             hardware=arguments.key,
             machine=setting.machine,
-            server=arguments.server,
+            server=setting.server,
             server_command=setting.command,
             model=setting.workload.model,
             slo=setting.target.slo,

@@ -24,10 +24,11 @@ API_KEY = "SERVEPROOF_API_KEY"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is driven: where, with what, on which machine. command: how the server was started."""
+    """What is driven: where, with what, on which machine. server: its name; command: how it was started."""
 
     target: Target
     workload: Workload
+    server: str
     command: str
     machine: str
     gpus: int
@@ -38,7 +39,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
     parser.add_argument("--model", type=Path, help="model directory: the server is started with it")
     parser.add_argument("--base-url", help="drive a running server instead (vLLM, SGLang, ...)")
-    parser.add_argument("--server", default="first_come", help=", ".join(server_process.VARIANTS))
+    parser.add_argument(
+        "--server", help=f"{', '.join(server_process.VARIANTS)}; first_come by default. With --base-url a name for it"
+    )
     parser.add_argument("--server-options", default="", help="more options for the server, as one word list")
     parser.add_argument("--route", default="completions", choices=("completions", "chat"))
     parser.add_argument("--prompts", default="lognormal:48:0.6:128", help=f"prompt lengths: {lengths.FORMS}")
@@ -80,7 +83,10 @@ def opened(arguments: argparse.Namespace, capacity_per_s: float | None = None) -
     slo = slo_of(arguments.slo)
     sizes = lengths.parse(arguments.prompts, "--prompts"), lengths.parse(arguments.outputs, "--outputs")
     made = prompts.choose(arguments.model, arguments.text, arguments.route)
-    own = (*server_process.options_of(arguments.server, slo, capacity_per_s), *arguments.server_options.split())
+    server = arguments.server or ("external" if arguments.base_url else "first_come")
+    own: tuple[str, ...] = ()
+    if arguments.model:
+        own = (*server_process.options_of(server, slo, capacity_per_s), *arguments.server_options.split())
     device = device_of(arguments.key)
     started = (
         nullcontext((arguments.base_url.rstrip("/"), "running already"))
@@ -98,4 +104,4 @@ def opened(arguments: argparse.Namespace, capacity_per_s: float | None = None) -
         workload = Workload(arguments.route, name, made, *sizes, arguments.long_tokens, arguments.seed)
         machine = read(arguments.hardware, HardwareRecord).name if arguments.hardware else arguments.key
         gpus = len(visible_gpus()) if device == "cuda" else 0
-        yield Setting(target, workload, command, machine, gpus)
+        yield Setting(target, workload, server, command, machine, gpus)

@@ -48,7 +48,7 @@ class Target:
 
 def run_once(target: Target, job: ClientJob, duration_s: float, number: int) -> tuple[Run, pl.DataFrame]:
     """One run and its telemetry, one row a second."""
-    watch, at_ns = Watch(target.base_url), [0]
+    watch, at_ns = Watch(target.base_url, target.api_key), [0]
 
     def begin(start_ns: int) -> None:
         at_ns[0] = start_ns

@@ -46,6 +46,7 @@ class Watch:
     """Looks once a second from `start` to `stop`. A look that fails is a row of nothing; the load goes on."""
 
     base_url: str
+    api_key: str = ""
     rows: list[tuple[int, scrape.Sample, float | None]] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
@@ -63,7 +64,7 @@ class Watch:
     def _look(self) -> None:
         sample = scrape.Sample()
         with contextlib.suppress(UserError):
-            sample = scrape.fetch(self.base_url)
+            sample = scrape.fetch(self.base_url, self.api_key)
         self.rows.append((time.monotonic_ns(), sample, gpu_energy_j() if is_local(self.base_url) else None))
 
     def _loop(self) -> None:

@@ -38,13 +38,14 @@ def parse(page: str) -> Sample:
     return Sample(sum(running) if running else None, sum(waiting) if waiting else None, max(usage) if usage else None)
 
 
-def fetch(base_url: str, timeout_s: float = 2.0) -> Sample:
-    """Ask base_url/metrics now. UserError where there is no such page."""
+def fetch(base_url: str, api_key: str = "", timeout_s: float = 2.0) -> Sample:
+    """Ask base_url/metrics now; api_key: of a server that wants one. UserError where there is no such page."""
     url = f"{base_url.rstrip('/')}/metrics"
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{base_url}: not an http:// or https:// address")
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {api_key}"} if api_key else {})  # noqa: S310
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:  # noqa: S310 - http only, checked above
+        with urllib.request.urlopen(asked, timeout=timeout_s) as response:  # noqa: S310 - http only, checked above
             return parse(response.read().decode())
     except (urllib.error.URLError, TimeoutError, OSError, ValueError) as error:
         raise UserError(f"{url}: {error}") from None

@@ -180,6 +180,18 @@ def test_a_closed_loop_can_be_asked_for(call: Callable[..., None], fake_server: 
     assert telemetry["under_way"].max() == 3
 
 
+def test_a_server_that_runs_is_driven_in_chat_with_a_real_text(
+    call: Callable[..., None], null_server: Callable[..., str], tmp_path: Path
+) -> None:
+    base = null_server(first_token_ms=20, gap_ms=10)
+    call("inference_server_load_test", *small(tmp_path, tmp_path / "o")[2:], "--base-url", base, "--duration", 1,
+         "--rate", 40, "--scenario", "steady", "--route", "chat", "--text", ROOT / "README.md")  # fmt: skip
+    record = read(tmp_path / "o" / "steady.json", LoadRecord)
+    assert (record.server, record.server_command) == ("external", "running already")
+    assert record.runs[0].endings == {"ok": record.runs[0].requests}
+    assert record.axes["route"] == "chat"
+
+
 def test_priorities_are_sent_and_seen(call: Callable[..., None], fake_server: Path, tmp_path: Path) -> None:
     found = {}
     for server in ("first_come", "priority"):

@@ -11,7 +11,9 @@ from serveproof.telemetry.scrape import Sample
 def test_joules_are_of_the_window() -> None:
     start_ns = 10**9
     looks = [(0, 100.0), (1, 200.0), (2, 400.0), (3, 1000.0)]
-    watch = Watch("http://127.0.0.1:9", [(start_ns + at * 10**9, Sample(running=at), joules) for at, joules in looks])
+    watch = Watch(
+        "http://127.0.0.1:9", rows=[(start_ns + at * 10**9, Sample(running=at), joules) for at, joules in looks]
+    )
     assert watch.joules(start_ns, 0.0, 3.0) == (900.0, "")
     assert watch.joules(start_ns, 0.5, 2.5) == (pytest.approx(550.0), "")
     table = watch.table(1, start_ns, [])
@@ -23,7 +25,7 @@ def test_joules_are_of_the_window() -> None:
     ("url", "told"), [("http://127.0.0.1:9", "no GPU with an energy counter"), ("http://far:9", "on another machine")]
 )
 def test_without_a_counter_there_is_a_reason_and_no_figure(url: str, told: str) -> None:
-    joules, reason = Watch(url, [(0, Sample(), None), (10**9, Sample(), None)]).joules(0, 0.0, 1.0)
+    joules, reason = Watch(url, rows=[(0, Sample(), None), (10**9, Sample(), None)]).joules(0, 0.0, 1.0)
     assert joules is None
     assert told in reason
 

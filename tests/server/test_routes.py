@@ -12,6 +12,7 @@ from serveproof.errors import UserError
 from serveproof.server.chat import ChatTemplate, load_template
 from serveproof.server.errors import ApiError
 from serveproof.server.gate import Gate
+from serveproof.telemetry import scrape
 from tests.server.conftest import Server, post, serving
 
 
@@ -34,6 +35,9 @@ def test_every_route_but_health_wants_the_key(model: Path, tmp_path: Path) -> No
         for path in ("/metrics", "/v1/models", "/openapi.json", "/nothing"):
             assert server.get(path)[0] == 401, path
         assert server.get("/health")[0] == 200
+        assert scrape.fetch(server.url, "sesame").running == 0
+        with pytest.raises(UserError, match="401"):
+            scrape.fetch(server.url)
         assert post(f"{server.url}/v1/completions", body, Authorization="Bearer sesame")[0] == 200
         long = json.dumps(body | {"prompt": "w1 " * 1000}).encode()
         status, answer = post(f"{server.url}/v1/completions", long, Authorization="Bearer sesame")
