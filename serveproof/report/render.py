@@ -31,7 +31,7 @@ SCRIPTS = ("topics.js", "tables.js", "charts.js")
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page shows, before it is text. history: a view for each machine that has one, what history.html.j2 shows."""
+    """All that the page shows, before it is text. history: a view for each machine that history.html.j2 shows."""
 
     machines: list[MachineView]
     stats: list[StatRow]

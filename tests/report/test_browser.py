@@ -16,7 +16,8 @@ from tests.report.browser import OPEN_ALL, OVERFLOW, complaints, keep_screenshot
 
 # of every chart in the topic that is shown: its title, and width and height of the one drawing that is visible
 SIZES = """return [...document.querySelectorAll('.topic:not([hidden]) figure.chart')].map((figure) => {
-  const seen = [...figure.querySelectorAll('.plot svg')].map((one) => one.getBoundingClientRect()).filter((one) => one.width);
+  const boxes = [...figure.querySelectorAll('.plot svg')].map((one) => one.getBoundingClientRect());
+  const seen = boxes.filter((one) => one.width);
   return [figure.querySelector('.chart-title').textContent, seen.length, seen[0]?.width ?? 0, seen[0]?.height ?? 0];
 })"""
 INK = "return getComputedStyle(document.querySelector('.plot svg .axis-title text')).fill"
