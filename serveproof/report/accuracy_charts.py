@@ -39,7 +39,7 @@ def relative_to_bf16(record: PerplexityRecord, gates: dict[str, Verdict]) -> Cha
     ).axis(tickCount=6)
     limits = frame.filter(pl.col("gate").is_not_null()).select("gate").unique()
     layers = [
-        charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED).encode(x="zero:Q"),
+        charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED, aria=False).encode(x="zero:Q"),
         charts.base(limits).mark_rule(strokeDash=[6, 3], strokeWidth=2, stroke=charts.LIMIT).encode(x="gate:Q"),
         charts.base(limits.with_columns(pl.lit("gate").alias("word")))
         .mark_text(align="right", dx=-4, dy=8, baseline="top", fill=charts.LIMIT, aria=False)
@@ -77,7 +77,7 @@ def by_window(deltas: pl.DataFrame) -> Chart | None:
     y = alt.Y("precision:N", scale=alt.Scale(domain=order), title=None)
     x = alt.X("delta_nats:Q", title="loss − fp32's loss (nats a token; right is worse)").axis(format="~g", tickCount=6)
     layers = [
-        charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED).encode(x="zero:Q"),
+        charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED, aria=False).encode(x="zero:Q"),
         charts.base(kept)
         .mark_point(shape="circle", size=26, opacity=0.5, strokeWidth=1.2, stroke=charts.OPTIMIZED, aria=False)
         .encode(x=x, y=y, tooltip=["precision:N", "window:O", "delta_nats:Q"]),

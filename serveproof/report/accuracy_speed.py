@@ -28,7 +28,7 @@ def precisions(record: PerplexityRecord) -> Chart | None:
         for one in record.precisions
     ]
     caption = (
-        "Right is faster, lower is better; the upright line is the 95 % interval of the perplexity, the speed is one run "
+        "Right is faster, lower is better; the upright line is the perplexity's 95 % interval, the speed is one run's, "
         "without an interval. Speed of the evaluation, in which quantized weights are computed in bf16: it shows what "
         "the evaluation cost, not what a server with such kernels would reach."
     )
@@ -49,7 +49,7 @@ def rungs(record: LadderRecord) -> Chart | None:
         if one.output_tokens_per_s is not None and one.perplexity_change_percent is not None
     ]
     caption = (
-        "Right is faster, lower is better. A point is a rung of the ladder with all that the rungs before it added, its "
+        "Right is faster, lower is better. A point is a rung of the ladder with all that those before it added, its "
         "perplexity through this rung's own weights and cache. One run a rung: no interval."
     )
     title = f"Perplexity against speed: ladder of {record.model}"
@@ -66,8 +66,10 @@ def _plane(rows: Sequence[dict[str, Any]], title: str, up: str, right: str, capt
     y = alt.Y("percent:Q", title=f"perplexity {up}", scale=alt.Scale(zero=True, padding=14)).axis(tickCount=5)
     spread = frame.filter(pl.col("low").is_not_null())
     layers = [
-        charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED).encode(y="zero:Q"),
-        charts.base(spread).mark_rule(strokeWidth=2, stroke=charts.OPTIMIZED, aria=False).encode(x=x, y="low:Q", y2="high:Q"),
+        charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED, aria=False).encode(y="zero:Q"),
+        charts.base(spread)
+        .mark_rule(strokeWidth=2, stroke=charts.OPTIMIZED, aria=False)
+        .encode(x=x, y="low:Q", y2="high:Q"),
         charts.base(frame)
         .mark_point(filled=True, shape="diamond", size=70, opacity=1, fill=charts.OPTIMIZED)
         .encode(x=x, y=y, description=alt.Description("name:N")),

@@ -47,7 +47,8 @@ class Chart:
 
 def theme(width: int) -> dict[str, Any]:
     """The Vega-Lite configuration that all charts of that width share."""
-    words = {"labelColor": MUTED, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11.5}
+    narrow = width < 400
+    words = {"labelColor": MUTED, "titleColor": INK, "labelFontSize": 10 if narrow else 11, "titleFontSize": 11.5}
     return {
         "background": "transparent",
         # of figures without a format of their own: what a mark tells under the mouse, and axes
@@ -63,7 +64,7 @@ def theme(width: int) -> dict[str, Any]:
             "gridOpacity": 0.7,
             "domainColor": GRID,
             "tickColor": GRID,
-            "labelLimit": round(0.4 * width),
+            "labelLimit": round((0.53 if narrow else 0.4) * width),
             "labelOverlap": True,
         },
         "legend": {

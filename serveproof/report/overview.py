@@ -29,7 +29,7 @@ COLUMNS = (
     StatColumn(
         "speedup",
         "speedup",
-        "least to greatest over its cases; the bar spans their 95 % intervals, a mark is a case, dashed is 1×; log scale",
+        "least to greatest over its cases; bar: their 95 % intervals, log scale; a mark a case; dashed: 1×",
     ),
     StatColumn("roofline", "of the roofline", "the optimized sides' share of what the measured ceilings allow"),
     StatColumn("memory", "peak memory", "optimized ÷ baseline, least to greatest; the dashed line is 1×"),

@@ -65,7 +65,7 @@ def speedups(rows: list[CaseRow]) -> Chart | None:
     )
     one = (
         charts.base(pl.DataFrame({"one": [1.0]}))
-        .mark_rule(strokeDash=[4, 3], stroke=charts.INK)
+        .mark_rule(strokeDash=[4, 3], stroke=charts.INK, aria=False)
         .encode(x=alt.X("one:Q", scale=scale))
     )
     bar = (
@@ -132,14 +132,16 @@ def samples(case: MeasureCase, frame: pl.DataFrame) -> Chart | None:
     medians = mine.group_by("side", "process", maintain_order=True).agg(
         pl.col("percent").median(), pl.col("time_ms").median()
     )
+    told_of_each = pl.format("{}, process {}: median {} ms", "side", "process", pl.col("time_ms").round_sig_figs(4))
+    medians = medians.with_columns(told_of_each.alias("told"))
     layers = [
-        charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3]).encode(x="zero:Q"),
+        charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(strokeDash=[4, 3], aria=False).encode(x="zero:Q"),
         charts.base(pl.DataFrame(dotted, schema_overrides={"percent": pl.Float64}))
         .mark_line(strokeCap="round", strokeWidth=5, opacity=0.5, aria=False)
         .encode(x=x, y=y, yOffset=lane, detail="process:N", order=alt.value(0), color=charts.side_color(legend=False)),
         charts.base(medians)
         .mark_tick(thickness=2.5, size=15, color=charts.INK)
-        .encode(x="percent:Q", y=y, yOffset=lane, description=alt.Description("time_ms:Q", format=".4~r")),
+        .encode(x="percent:Q", y=y, yOffset=lane, description="told:N"),
     ]
     processes = mine["process"].n_unique()
     drawn = "Every sample" if kept.height == mine.height else f"{kept.height} of {mine.height} samples, evenly"

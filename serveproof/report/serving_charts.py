@@ -90,7 +90,7 @@ def timeline(test: LoadTest) -> list[Chart]:
                 tooltip=["second:Q", "what:N", "requests:Q"])
     )  # fmt: skip
     warmup_s = test.record.runs[0].steadiness.warmup_s
-    mark = charts.base(pl.DataFrame({"at": [warmup_s]})).mark_rule(strokeDash=[4, 4]).encode(x="at:Q")
+    mark = charts.base(pl.DataFrame({"at": [warmup_s]})).mark_rule(strokeDash=[4, 4], aria=False).encode(x="at:Q")
     words = (
         f"Requests, {name}",
         "Running and waiting as the server says; under way as the client counts them, from the intended arrival; "
@@ -209,7 +209,8 @@ def tenants(tests: Sequence[LoadTest]) -> Chart | None:
     told = "; ".join(f"{who} under {server} {significant(ms)} ms" for who, server, ms in frame.iter_rows())
     words = (
         f"Tenants, {tests[0].record.scenario.replace('_', ' ')}",
-        "Of the first run, so without an interval. A fair server keeps the modest tenants' wait short however much the greedy one sends.",
+        "Of the first run, so without an interval. A fair server keeps the modest tenants' wait short however much the "
+        "greedy one sends.",
         f"TTFT p90 by tenant: {told}",
     )
     columns = [Column("tenant", "tenant"), Column("server", "server"), Column("ms", "TTFT p90 (ms)")]

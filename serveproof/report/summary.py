@@ -55,7 +55,7 @@ class CaseRow:
     @property
     def called(self) -> list[str]:
         """Every verdict and status that this case has, as words.BADGES names them."""
-        judged = [one.verdict for one in (self.verdict, *self.others) if one is not None]
+        judged: list[str] = [one.verdict for one in (self.verdict, *self.others) if one is not None]
         return [self.status, *judged] if self.status != "passed" else judged or ["passed"]
 
 

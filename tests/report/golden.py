@@ -1,4 +1,4 @@
-"""What the page says, as data: `python -m tests.report.golden` writes golden.json anew; look at its diff before keeping it.
+"""What the page says, as data. `python -m tests.report.golden` writes golden.json anew: look at the diff first.
 
 No drawing and no markup is in it, so that a change of looks leaves it alone.
 """
@@ -38,7 +38,9 @@ def facts(shown: Page, folder: Path) -> dict[str, Any]:
     """The page's figures and words. folder: where the results lay, which is nobody's business."""
     found = {
         "answers": [view.headline.sentence for view in shown.machines],
-        "general statistics": [[row.machine, row.pair, row.tone, *(cell.text for cell in row.cells)] for row in shown.stats],
+        "general statistics": [
+            [row.machine, row.pair, row.tone, *(cell.text for cell in row.cells)] for row in shown.stats
+        ],
         "beside each other": [
             [row.pair, row.case, *(" ".join((cell.value or cell.words, cell.interval)).strip() for cell in row.cells)]
             for row in shown.beside.rows
@@ -60,9 +62,9 @@ def facts(shown: Page, folder: Path) -> dict[str, Any]:
 def _charts(view: MachineView) -> list[Chart]:
     pairs = [one for pair in view.pairs for one in (*pair.samples.values(), pair.roofline, pair.memory)]
     serving = view.serving
-    served = [*serving.sweep_charts, *(one for part in serving.scenarios for one in (*part.charts, *part.timelines))] if (
-        serving
-    ) else []  # fmt: skip
+    scenarios = serving.scenarios if serving else []
+    served = [one for part in scenarios for one in (*part.charts, *part.timelines)]
+    served += serving.sweep_charts if serving else []
     ranks = [one for part in view.ranks for one in (*part.charts, *part.experts)]
     ladders = [part.chart for part in view.ladders]
     every = [view.speedups, *pairs, *ladders, *served, *view.accuracy, *ranks, *view.telemetry]

@@ -19,7 +19,7 @@ from tests.report.browser import OPEN_ALL, SHOW_ALL, open_page
 AXE = Path("build/axe/package/axe.min.js")
 RUN_AXE = """const done = arguments[0];
 axe.run({ include: ['body'] }).then(
-  (found) => done(found.violations.map((one) => [one.id, one.impact, one.nodes.map((node) => node.html.slice(0, 120))])),
+  (found) => done(found.violations.map((one) => [one.id, one.nodes.map((node) => node.html.slice(0, 120))])),
   (error) => done([[String(error)]]));"""
 
 

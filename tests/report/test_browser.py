@@ -16,11 +16,14 @@ from tests.report.browser import OPEN_ALL, OVERFLOW, complaints, keep_screenshot
 
 # of every chart in the topic that is shown: its title, and width and height of the one drawing that is visible
 SIZES = """return [...document.querySelectorAll('.topic:not([hidden]) figure.chart')].map((figure) => {
-  const seen = [...figure.querySelectorAll('.plot svg')].map((one) => one.getBoundingClientRect()).filter((one) => one.width);
+  const boxes = [...figure.querySelectorAll('.plot svg')].map((one) => one.getBoundingClientRect());
+  const seen = boxes.filter((one) => one.width);
   return [figure.querySelector('.chart-title').textContent, seen.length, seen[0]?.width ?? 0, seen[0]?.height ?? 0];
 })"""
 INK = "return getComputedStyle(document.querySelector('.plot svg .axis-title text')).fill"
 SHOWN = "return [...document.querySelectorAll('.topic:not([hidden])')].map((one) => one.id)"
+HIDDEN_HEIGHT = """return [...document.querySelectorAll('.topic[hidden]')].reduce(
+  (sum, one) => sum + one.getBoundingClientRect().height, 0)"""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -30,6 +33,7 @@ def test_draws_every_topic(browser: Any, whole_page: Path, name: str, width: int
     for topic in TOPICS:
         open_page(browser, whole_page, width, scheme, topic.id)
         assert browser.execute_script(SHOWN) == [topic.id]
+        assert browser.execute_script(HIDDEN_HEIGHT) == 0, topic.id
         browser.execute_script(OPEN_ALL)
         sizes = browser.execute_script(SIZES)
         wrong = [one for one in sizes if one[1] != 1 or one[2] < 200 or one[3] < 40 or one[2] > width]
