@@ -13,12 +13,13 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from serveproof import config, expectations, load_judging, pairs
+from serveproof import accuracy_gates, config, expectations, load_judging, pairs
 from serveproof.distributed_records import RankedRecord
 from serveproof.errors import UserError
 from serveproof.hardware import key
 from serveproof.load_records import LoadRecord
 from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, Verdict, encode, read, write_atomically
+from serveproof.serving_results import EngineRecord, LadderRecord
 
 ROOT = Path(__file__).resolve().parent
 SIGNS = {"met": "✓", "regressed": "✗", "failed": "✗", "too_good": "!", "skipped": "-"}
@@ -49,11 +50,13 @@ def table(verdicts: list[Verdict]) -> str:
     return tabulate(rows, headers=heads, disable_numparse=True)
 
 
-def gate_of(judged: Path) -> float:
-    """The accuracy gate that the last run was judged by; before any judging, the one in config/config.yaml."""
+def gate_of(judged: Path) -> tuple[float, dict[str, float]]:
+    """The accuracy gate and its bounds by name that the last run was judged by; before any judging, config.yaml's."""
     if judged.exists():
-        return read(judged, Judgement).max_increase_percent
-    return float(config.read(ROOT)["accuracy_gate"]["max_increase_percent"])
+        judgement = read(judged, Judgement)
+        return judgement.max_increase_percent, judgement.gate_bounds
+    gate = config.read(ROOT)["accuracy_gate"]
+    return float(gate["max_increase_percent"]), gate["bounds"]
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -77,7 +80,12 @@ def compare(arguments: argparse.Namespace) -> int:
     verdicts += expectations.judge_ranks(ranked, known)
     perplexity = folder / "perplexity.json"
     if perplexity.exists():
-        verdicts += expectations.judge_accuracy(read(perplexity, PerplexityRecord), gate_of(folder / "judgement.json"))
+        limits = gate_of(folder / "judgement.json")
+        accuracy = accuracy_gates.judge_accuracy(read(perplexity, PerplexityRecord), *limits)
+        ladders = [read(path, LadderRecord) for path in sorted(folder.glob("engine/ladder*.json"))]
+        loads = [read(path, EngineRecord) for path in sorted(folder.glob("engine/load*.json"))]
+        verdicts = accuracy_gates.gated(verdicts, accuracy) + accuracy
+        verdicts += accuracy_gates.judge_engine(ladders, loads, accuracy)
     print(table(verdicts))
     return expectations.exit_code(verdicts)
 

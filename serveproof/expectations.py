@@ -20,7 +20,6 @@ from serveproof.results import (
     Estimate,
     MeasureCase,
     MeasureRecord,
-    PerplexityRecord,
     Provenance,
     Record,
     Timing,
@@ -242,36 +241,6 @@ def judge_ranks(records: list[RankedRecord], expectations: Expectations | None) 
         _verdict(subject, HOLDS, "absent", "expected, but not measured in this run")
         for subject in sorted(expected - there)
     ]
-    return verdicts
-
-
-def judge_accuracy(record: PerplexityRecord, max_increase_percent: float) -> list[Verdict]:
-    """The accuracy gate: each precision's perplexity against bf16's, by the paired interval."""
-    verdicts = []
-    for result in record.precisions:
-        if result.precision in ("fp32", "bf16"):
-            continue
-        figure = result.relative_to_bf16
-        verdict: VerdictName = "inconclusive"
-        reason = f"the interval straddles the gate of {max_increase_percent:g} %: score more tokens"
-        if figure.high <= max_increase_percent:
-            verdict, reason = "met", f"at most {max_increase_percent:g} % worse than bf16"
-        elif figure.low > max_increase_percent:
-            verdict, reason = "regressed", f"more than {max_increase_percent:g} % worse than bf16"
-        verdicts.append(
-            _verdict(
-                f"perplexity/{result.precision}",
-                "relative_to_bf16",
-                verdict,
-                reason,
-                unit=figure.unit,
-                value=figure.value,
-                low=figure.low,
-                high=figure.high,
-                upper=max_increase_percent,
-                source="accuracy_gate in config/config.yaml",
-            )
-        )
     return verdicts
 
 

@@ -12,14 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from serveproof.bench.perplexity import (
-    evaluate,
-    mean_with_standard_error,
-    paired_difference,
-    relative_percent,
-    token_nll,
-    window_plan,
-)
+from serveproof.bench.perplexity import evaluate, token_nll
+from serveproof.bench.windows import mean_with_standard_error, paired_difference, relative_percent, window_plan
 from serveproof.engine.loader import load_model
 from serveproof.errors import UserError
 from serveproof.results import Estimate
