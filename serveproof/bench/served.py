@@ -99,14 +99,22 @@ class Answers:
 
 
 def make_prompts(tokens: Integers) -> list[list[int]]:
-    """Fixed prompts from a text: every second repeats its first half, so that n-gram drafts find something."""
+    """Fixed prompts from a text's end: every second repeats its first half, so that n-gram drafts find something."""
     if len(tokens) < PROMPTS * PROMPT_TOKENS:
         raise UserError(
-            f"{len(tokens)} tokens are left for {PROMPTS} prompts of {PROMPT_TOKENS}; give a longer text, or no paths"
+            f"the text has {len(tokens)} tokens, and {PROMPTS} prompts take {PROMPT_TOKENS} each; give a longer text, "
+            f"or no paths"
         )
-    pieces = np.asarray(tokens[: PROMPTS * PROMPT_TOKENS]).reshape(PROMPTS, PROMPT_TOKENS).tolist()
+    pieces = np.asarray(tokens[-PROMPTS * PROMPT_TOKENS :]).reshape(PROMPTS, PROMPT_TOKENS).tolist()
     half = PROMPT_TOKENS // 2
     return [piece[:half] * 2 if number % 2 else piece for number, piece in enumerate(pieces)]
+
+
+def check_paths(names: list[str]) -> None:
+    """UserError listing what there is for a name that is none."""
+    unknown = [name for name in names if name not in PATHS]
+    if unknown:
+        raise UserError(f"path {unknown[0]!r} is unknown; there are {', '.join(PATHS)}")
 
 
 def settings_of(path: Path, problem: Problem, device: str) -> Settings:
@@ -135,9 +143,10 @@ def score_served(engine: Engine, problem: Problem, reference: Reference | None) 
         # index of a scored token: its position in the text less 1
         first = max(window.begin + at, window.score_from) - 1
         first += -first % every
-        rows_R = torch.arange(first, window.begin + at + len(logits_RV) - 1, every, device=logits_RV.device)
-        if reference is None or not len(rows_R):
+        end = window.begin + at + len(logits_RV) - 1
+        if reference is None or first >= end:
             return
+        rows_R = torch.arange(first, end, every, device=logits_RV.device)
         both = kl_and_agreement(logits_RV[rows_R + 1 - window.begin - at], reference.logits(rows_R // every))
         places = (rows_R // every).cpu().numpy()
         kl[places], agrees[places] = both[0].cpu().numpy(), both[1].cpu().numpy()
@@ -289,11 +298,8 @@ def serve_all(
     device: str,
     say: Callable[[str], object] = lambda _: None,
 ) -> list[ServedPath]:
-    """Every named path. scored: the scores of the plain bf16 model on the problem's windows. UserError for a name that
-    there is none of."""
-    unknown = [name for name in names if name not in PATHS]
-    if unknown:
-        raise UserError(f"path {unknown[0]!r} is unknown; there are {', '.join(PATHS)}")
+    """Every named path. scored: the scores of the plain bf16 model on the problem's windows."""
+    check_paths(names)
     plain = load_model(directory, torch.bfloat16, device)
     plain_scores = scored(plain)
     prepare_(plain, None)
