@@ -23,9 +23,10 @@ from torch import Tensor
 from serveproof.bench import ranks
 from serveproof.bench.divergence import Reference, Scores, divergence, kl_and_agreement
 from serveproof.bench.windows import Integers, Window, paired_difference, relative_percent, window_of
+from serveproof.engine.config import read_config
 from serveproof.engine.engine import Engine
 from serveproof.engine.linear import prepare_
-from serveproof.engine.loader import load_model
+from serveproof.engine.loader import check_shares, load_model
 from serveproof.engine.model import Llama
 from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.parallel import SINGLE, Group
@@ -230,6 +231,7 @@ def _rank(rank: int, path: Path, directory: str, problem: Problem, reference: Re
 
 
 def _over_ranks(path: Path, directory: FilePath, problem: Problem, reference: Reference) -> Any:
+    check_shares(read_config(directory / "config.json"), Group(0, path.ranks))
     with tempfile.TemporaryDirectory() as folder:
         arguments = (path, str(directory), problem, reference, folder)
         multiprocessing.spawn(_rank, arguments, nprocs=path.ranks)  # type: ignore[no-untyped-call]

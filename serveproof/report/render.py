@@ -89,6 +89,7 @@ class LadderView:
 
     record: LadderRecord
     chart: Chart | None
+    gates: dict[str, Verdict]
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class MachineView:
     speedups: Chart | None
     pairs: list[PairView]
     gates: dict[str, Verdict]
+    served: dict[str, list[Verdict]]
+    load_gates: list[Verdict | None]
     accuracy: list[Chart]
     decoder: list[CaseView]
     ladders: list[LadderView]
@@ -183,6 +186,7 @@ def view_machine(machine: Machine, number: int) -> MachineView:
     accuracy = [
         accuracy_charts.relative_to_bf16(record, gates) if record else None,
         accuracy_charts.by_window(machine.window_deltas),
+        accuracy_charts.sensitivity(record.sensitivity) if record else None,
     ]
     return MachineView(
         id=f"m{number}",
@@ -193,8 +197,13 @@ def view_machine(machine: Machine, number: int) -> MachineView:
         speedups=pair_charts.speedups(rows),
         pairs=pairs,
         gates=gates,
+        served={one.path: summary.served_verdicts(machine, one.path) for one in record.served} if record else {},
+        load_gates=summary.load_gates(machine),
         decoder=profile_view.decoder(machine.decoder, machine.hardware.ceilings) if machine.decoder else [],
-        ladders=[LadderView(one, engine_charts.waterfall(one)) for one in machine.ladders],
+        ladders=[
+            LadderView(one, engine_charts.waterfall(one), gates)
+            for one, gates in zip(machine.ladders, summary.rung_gates(machine), strict=True)
+        ],
         ranks=[RankedView(one, ranks_charts.of(one)) for one in machine.ranked],
         accuracy=[chart for chart in accuracy if chart is not None],
         serving=serving_view.view(machine.serving, summary.verdicts(machine)) if machine.serving else None,

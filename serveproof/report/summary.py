@@ -1,6 +1,7 @@
 """The opening of the report, computed from the records: one row a case, and the one-line answer.
 
-The rule: a pair pays on a machine when at least one of its cases passed with a speedup interval wholly above 1.
+The rule: a pair pays on a machine when at least one of its cases passed with a speedup interval wholly above 1, and its
+precision is within the accuracy gate.
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from serveproof import accuracy_gates
 from serveproof.report.data import Machine, PairResults
 from serveproof.results import MeasureCase, Verdict
 
-RULE = "An optimization pays when at least one of its cases passed with a speedup interval wholly above 1."
+RULE = (
+    "An optimization pays when at least one of its cases passed with a speedup interval wholly above 1, "
+    "and its precision is within the accuracy gate."
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def case_rows(machine: Machine) -> list[CaseRow]:
 def other_verdicts(machine: Machine) -> list[Verdict]:
     """Verdicts that no row of the verdicts table shows: on other metrics, or on cases that did not run here."""
     shown = {id(row.verdict) for row in case_rows(machine) if row.verdict is not None}
-    elsewhere = ("perplexity/", "serving/")
+    elsewhere = ("perplexity/", "served/", "serving/")
     return [one for one in verdicts(machine) if id(one) not in shown and not one.subject.startswith(elsewhere)]
 
 
@@ -106,6 +111,21 @@ def gate_verdict(machine: Machine, precision: str) -> Verdict | None:
     subject = f"perplexity/{precision}"
     mine = [one for one in verdicts(machine) if one.subject == subject and one.metric == "relative_to_bf16"]
     return mine[0] if mine else None
+
+
+def served_verdicts(machine: Machine, path: str) -> list[Verdict]:
+    """The gate's verdicts on one way of serving: on its perplexity, and on its answers."""
+    return [one for one in verdicts(machine) if one.subject == f"served/{path}"]
+
+
+def rung_gates(machine: Machine) -> list[dict[str, Verdict]]:
+    """For each ladder the rungs whose precision failed its gate."""
+    return [accuracy_gates.rung_gates(ladder, verdicts(machine)) for ladder in machine.ladders]
+
+
+def load_gates(machine: Machine) -> list[Verdict | None]:
+    """For each engine under load the failed gate of its precision."""
+    return [accuracy_gates.load_gate(load, verdicts(machine)) for load in machine.loads]
 
 
 def headline(machine: Machine) -> Headline:
@@ -127,4 +147,6 @@ def headline(machine: Machine) -> Headline:
 
 
 def _pays(row: CaseRow) -> bool:
+    if row.verdict is not None and row.verdict.failed_gate:
+        return False
     return row.measured is not None and row.measured.speedup is not None and row.measured.speedup.low > 1.0

@@ -102,8 +102,10 @@ def test_speculation_is_scored_on_what_drafts_verified(problem: tuple[Path, Prob
     assert one.greedy.largest_gap_nats < 0.25
 
 
-def test_two_ranks_serve_what_one_does(problem: tuple[Path, Problem]) -> None:
-    one = served(*problem, ["tensor_parallel"])["tensor_parallel"]
+def test_two_ranks_serve_what_one_does(problem: tuple[Path, Problem], tiny_llama: Callable[..., Any]) -> None:
+    assert served(*problem, ["tensor_parallel"])["tensor_parallel"].reason.startswith("vocab_size 97 does not divide")
+    directory = tiny_llama(**WIDE, vocab_size=98)[0]
+    one = served(directory, problem[1], ["tensor_parallel"])["tensor_parallel"]
     assert one.status == "passed", one.reason
     assert abs(one.relative_to_bf16.value) < 1.0
     assert one.greedy.largest_gap_nats < 0.25
