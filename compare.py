@@ -56,7 +56,7 @@ def gate_of(judged: Path) -> tuple[float, dict[str, float]]:
         judgement = read(judged, Judgement)
         return judgement.max_increase_percent, judgement.gate_bounds
     gate = config.read(ROOT)["accuracy_gate"]
-    return float(gate["max_increase_percent"]), gate["bounds"]
+    return float(gate["max_increase_percent"]), gate.get("bounds", {})
 
 
 def compare(arguments: argparse.Namespace) -> int:

@@ -28,7 +28,9 @@ rule judge:
         max_increase_percent=SETTINGS.values["accuracy_gate"]["max_increase_percent"],
         bounds=[
             f"{name}={percent}"
-            for name, percent in SETTINGS.values["accuracy_gate"]["bounds"].items()
+            for name, percent in SETTINGS.values["accuracy_gate"]
+            .get("bounds", {})
+            .items()
         ],
     shell:
         "python3 scripts/judge.py --key {wildcards.hardware:q} --expectations {input.expectations:q}"

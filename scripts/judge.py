@@ -52,7 +52,9 @@ def main() -> None:
     parser.add_argument("--ladder", type=Path, nargs="*", default=[], help="the ladder's record, for the gates")
     parser.add_argument("--serving", type=Path, nargs="*", default=[], help="the records of load tests")
     parser.add_argument("--max-increase-percent", type=float, default=2.0, help="the accuracy gate, against bf16")
-    parser.add_argument("--bounds", type=bound, nargs="*", default=[], metavar="NAME=PERCENT", help="gates of their own")
+    parser.add_argument(
+        "--bounds", type=bound, nargs="*", default=[], metavar="NAME=PERCENT", help="gates of their own"
+    )
     parser.add_argument("--out", type=Path, required=True)
     script.run(work, parser.parse_args())
 

@@ -175,13 +175,17 @@ def main() -> None:
     parser.add_argument("--window-tokens", type=positive, default=1024)
     parser.add_argument("--stride-tokens", type=positive, default=768)
     parser.add_argument("--tokens", type=positive, default=11008)
-    parser.add_argument("--every", type=positive, default=4, help="of the scored tokens how many there are to one that is compared")
+    parser.add_argument(
+        "--every", type=positive, default=4, help="of the scored tokens how many there are to one that is compared"
+    )
     parser.add_argument("--calibration-tokens", type=positive, default=512)
     parser.add_argument("--paths", nargs="*", default=[], help=f"through the engine, of {', '.join(PATHS)}")
     parser.add_argument("--served-window-tokens", type=positive, default=256)
     parser.add_argument("--served-stride-tokens", type=positive, default=192)
     parser.add_argument("--served-tokens", type=positive, default=2048)
-    parser.add_argument("--sensitivity-precision", default="fp8_e4m3_tensor", help="of one kind of projection at a time")
+    parser.add_argument(
+        "--sensitivity-precision", default="fp8_e4m3_tensor", help="of one kind of projection at a time"
+    )
     parser.add_argument("--sensitivity-tokens", type=int, default=0, help="0 leaves the map out")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     parser.add_argument("--out-record", required=True, type=Path, help="JSON record to write")

@@ -122,9 +122,7 @@ def load_gate(record: EngineRecord, accuracy: list[Verdict]) -> Verdict | None:
 
 def judge_engine(ladders: list[LadderRecord], loads: list[EngineRecord], accuracy: list[Verdict]) -> list[Verdict]:
     """A regressed verdict for each rung and engine under load whose precision failed its gate."""
-    found = [
-        (f"ladder/{name}", gate) for record in ladders for name, gate in rung_gates(record, accuracy).items()
-    ]
+    found = [(f"ladder/{name}", gate) for record in ladders for name, gate in rung_gates(record, accuracy).items()]
     rows = [(record, load_gate(record, accuracy)) for record in loads]
     found += [
         (f"engine/{record.model}, weights {record.weights}, cache {record.cache_dtype}", gate)

@@ -335,8 +335,8 @@ class GreedyCheck(Record):
 class ServedPath(Record):
     """One way of serving, scored through the engine. Figures only where status is passed.
 
-    settings: what differs from the engine's usual ones. scored: which tokens the perplexity is of; relative_to_bf16 is
-    to the bf16 model without a cache on the same tokens. exact: it computes what that model computes, in another order.
+    settings: what differs from the engine's usual ones. scored: which tokens the perplexity is of. relative_to_bf16: to
+    the bf16 model without a cache on the same tokens. exact: it computes what that model computes, in another order.
     """
 
     path: str
@@ -355,7 +355,7 @@ class ServedPath(Record):
 
 
 class Sensitivity(Record):
-    """What one kind of projection of one layer costs when it alone is quantized: mean KL(bf16 || this), nats a token."""
+    """What one kind of projection of one layer costs quantized alone: mean KL(bf16 || this), nats a token."""
 
     layer: int
     kind: str

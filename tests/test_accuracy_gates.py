@@ -33,9 +33,7 @@ def percent(low: float, high: float) -> Estimate:
 def served(path: str, cost: Estimate, gap: float = 0.0) -> ServedPath:
     greedy = GreedyCheck(4, 96, 4 if not gap else 3, [None] * 4 if not gap else [None, None, None, 7], gap)
     exact = PATHS[path].exact
-    return ServedPath(
-        path, "", {}, exact, "passed", tokens=9, perplexity=9.0, relative_to_bf16=cost, greedy=greedy
-    )
+    return ServedPath(path, "", {}, exact, "passed", tokens=9, perplexity=9.0, relative_to_bf16=cost, greedy=greedy)
 
 
 def record(tmp_path: Path, *paths: ServedPath) -> PerplexityRecord:
@@ -148,7 +146,7 @@ def test_the_schema_names_what_there_is() -> None:
     schema: Any = config.read_yaml(ROOT / "config/config.schema.yaml")
     assert schema["$defs"]["precision"]["enum"] == list(KNOWN)
     assert schema["$defs"]["path"]["enum"] == list(PATHS)
-    with pytest.raises(config.UserError, match="did you mean|is not valid|is not one of"):
-        settings = config.read(ROOT)
-        settings["accuracy_gate"]["bounds"] = {"int4_ask": 3}
+    settings = config.read(ROOT)
+    settings["accuracy_gate"]["bounds"] = {"int4_ask": 3}
+    with pytest.raises(config.UserError, match=r"accuracy_gate\.bounds' \(by precision or path.*int4_ask"):
         config.validate(settings, ROOT / "config/config.schema.yaml", "config/config.yaml")

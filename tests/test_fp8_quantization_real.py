@@ -133,7 +133,9 @@ def reference(weight_NK: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SCALED)
 @pytest.mark.parametrize("shape", [(1, 32), (130, 257), (256, 384)], ids=str)
-def test_scalings(name: str, shape: tuple[int, int], device: str, record_property: Callable[[str, object], None]) -> None:
+def test_scalings(
+    name: str, shape: tuple[int, int], device: str, record_property: Callable[[str, object], None]
+) -> None:
     generator = np.random.default_rng(0)
     weight_NK = (generator.normal(size=shape) * np.exp(generator.normal(size=(shape[0], 1)) * 4)).astype(np.float32)
     weight_NK[0, :5] = 0

@@ -186,7 +186,9 @@ def _batches(plan: list[Window], batch_windows: int) -> Iterator[list[Window]]:
             yield windows[start : start + batch_windows]
 
 
-def _summary(precision: Precision | Calibrated, samples: Samples, weight_bytes: int, tokens_per_s: float) -> PrecisionResult:
+def _summary(
+    precision: Precision | Calibrated, samples: Samples, weight_bytes: int, tokens_per_s: float
+) -> PrecisionResult:
     nll = samples.nll_nats[precision.name]
     to_fp32, error = paired_difference(nll, samples.nll_nats["fp32"], samples.window)
     to_bf16, _ = paired_difference(nll, samples.nll_nats["bf16"], samples.window)

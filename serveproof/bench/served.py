@@ -44,16 +44,17 @@ DRAFTS = 3
 
 @dataclass(frozen=True)
 class Path:
-    """A way of serving: settings beside the usual ones, packed weights, ranks. verified: scored on drafts' tokens.
+    """A way of serving: settings beside the usual ones, packed weights. verified: scored on drafts' tokens.
 
-    exact: the arithmetic is the bf16 model's, in another order.
+    ranks: numbers of ranks to try, for a model's heads may not divide by the first. exact: the arithmetic is the bf16
+    model's, in another order.
     """
 
     name: str
     description: str
     changes: dict[str, Any] = field(default_factory=dict)
     weights: str | None = None
-    ranks: int = 1
+    ranks: tuple[int, ...] = ()
     verified: bool = False
     exact: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -75,7 +76,8 @@ PATHS = {
         Path("fp8_cache", "keys and values in e4m3, a scale a head", {"cache_dtype": "fp8"}),
         Path("speculation", f"n-gram drafts, {DRAFTS} at most, checked in one step", {"drafts": DRAFTS},
              verified=True, exact=True),
-        Path("tensor_parallel", "tensor parallel over 2 ranks by gloo", ranks=2, exact=True, devices=("cpu",),
+        Path("tensor_parallel", "tensor parallel by gloo over 2 ranks, or 3", ranks=(2, 3), exact=True,
+             devices=("cpu",),
              reason="this job holds one GPU; rule validate_ranks holds logits over ranks against one rank's"),
     )
 }  # fmt: skip
@@ -218,23 +220,37 @@ def _both(model: Llama, path: Path, problem: Problem, device: str, reference: Re
     return scores, answer(engine, problem.prompts)
 
 
-def _rank(rank: int, path: Path, directory: str, problem: Problem, reference: Reference, folder: str) -> None:
+def _rank(
+    rank: int, world: int, path: Path, directory: str, problem: Problem, reference: Reference, folder: str
+) -> None:
     """One rank of a tensor-parallel path; rank 0 leaves what it found in the folder."""
     die_with_parent()
     torch.set_num_threads(1)
-    with ranks.meeting(rank, path.ranks, "cpu", f"{folder}/store"):
-        model = load_model(directory, torch.bfloat16, "cpu", Group(rank, path.ranks))
+    with ranks.meeting(rank, world, "cpu", f"{folder}/store"):
+        model = load_model(directory, torch.bfloat16, "cpu", Group(rank, world))
         prepare_(model, path.weights)
         found = _both(model, path, problem, "cpu", reference if rank == 0 else None)
         if rank == 0:
             torch.save(found, f"{folder}/found")
 
 
-def _over_ranks(path: Path, directory: FilePath, problem: Problem, reference: Reference) -> Any:
-    check_shares(read_config(directory / "config.json"), Group(0, path.ranks))
+def world_of(path: Path, directory: FilePath) -> int:
+    """The first of the path's numbers of ranks that the model can be shared by. UserError where there is none."""
+    config, problems = read_config(directory / "config.json"), []
+    for world in path.ranks:
+        try:
+            check_shares(config, Group(0, world))
+        except UserError as error:
+            problems.append(str(error).partition(";")[0])
+        else:
+            return world
+    raise UserError("; ".join(problems))
+
+
+def _over_ranks(world: int, path: Path, directory: FilePath, problem: Problem, reference: Reference) -> Any:
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (path, str(directory), problem, reference, folder)
-        multiprocessing.spawn(_rank, arguments, nprocs=path.ranks)  # type: ignore[no-untyped-call]
+        arguments = (world, path, str(directory), problem, reference, folder)
+        multiprocessing.spawn(_rank, arguments, nprocs=world)  # type: ignore[no-untyped-call]
         return torch.load(f"{folder}/found", weights_only=False)
 
 
@@ -251,15 +267,15 @@ def serve(
 
     plain: the bf16 model, fused, with its own scores of the windows; reference: fp32's distributions.
     """
-    settings = path.changes | ({"weights": path.weights} if path.weights else {})
-    settings |= {"ranks": path.ranks} if path.ranks > 1 else {}
+    settings: dict[str, Any] = path.changes | ({"weights": path.weights} if path.weights else {})
     record = ServedPath(path.name, path.description, settings, path.exact, "skipped", path.reason)
     if device not in path.devices:
         return record
     started = time.perf_counter()
     try:
-        if path.ranks > 1:
-            scores, answers = _over_ranks(path, directory, problem, reference)
+        if path.ranks:
+            record.settings["ranks"] = world_of(path, directory)
+            scores, answers = _over_ranks(record.settings["ranks"], path, directory, problem, reference)
         else:
             model = plain
             if path.weights:

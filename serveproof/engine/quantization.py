@@ -1,10 +1,10 @@
 """Weight precisions with their real numerics, on any device.
 
-Quantization of the layers' linear weights (of their inputs too where the precision says so): the stored values (e4m3 numbers, int8 integers) are exact in
-bf16, so a bf16 GEMM multiplies precisely what an fp8 or int8 weight-only kernel would, and the float32 scale is
-applied to its output. One difference stays: here the GEMM's output is rounded to bf16 before the scale, where such a
-kernel scales its float32 accumulator. Embedding, norms and LM head stay in bf16. Speed is not what this measures.
-Precisions that are calibrated on activations are serveproof.engine.calibration's.
+The layers' linear weights are quantized (their inputs too where the precision says so): the stored values (e4m3
+numbers, int8 integers) are exact in bf16, so a bf16 GEMM multiplies precisely what an fp8 or int8 kernel would, and the
+float32 scale is applied to its output. One difference stays: here the GEMM's output is rounded to bf16 before the
+scale, where such a kernel scales its float32 accumulator. Embedding, norms and LM head stay in bf16. Speed is not what
+this measures. Precisions that are calibrated on activations are serveproof.engine.calibration's.
 """
 
 from __future__ import annotations

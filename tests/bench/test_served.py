@@ -103,10 +103,15 @@ def test_speculation_is_scored_on_what_drafts_verified(problem: tuple[Path, Prob
 
 
 def test_two_ranks_serve_what_one_does(problem: tuple[Path, Problem], tiny_llama: Callable[..., Any]) -> None:
-    assert served(*problem, ["tensor_parallel"])["tensor_parallel"].reason.startswith("vocab_size 97 does not divide")
+    nothing = served(*problem, ["tensor_parallel"])["tensor_parallel"]
+    assert nothing.status == "skipped"
+    assert (
+        nothing.reason == "vocab_size 97 does not divide by 2 ranks; num_attention_heads 4 does not divide by 3 ranks"
+    )
     directory = tiny_llama(**WIDE, vocab_size=98)[0]
     one = served(directory, problem[1], ["tensor_parallel"])["tensor_parallel"]
     assert one.status == "passed", one.reason
+    assert one.settings == {"ranks": 2}
     assert abs(one.relative_to_bf16.value) < 1.0
     assert one.greedy.largest_gap_nats < 0.25
 
