@@ -14,11 +14,12 @@ from pathlib import Path
 from tabulate import tabulate
 
 from serveproof import accuracy_gates, config, expectations, load_judging, pairs
+from serveproof.accuracy_records import PerplexityRecord
 from serveproof.distributed_records import RankedRecord
 from serveproof.errors import UserError
 from serveproof.hardware import key
 from serveproof.load_records import LoadRecord
-from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, Verdict, encode, read, write_atomically
+from serveproof.results import Judgement, MeasureRecord, Verdict, encode, read, write_atomically
 from serveproof.serving_results import EngineRecord, LadderRecord
 
 ROOT = Path(__file__).resolve().parent

@@ -13,9 +13,10 @@ import argparse
 from pathlib import Path
 
 from serveproof import accuracy_gates, expectations, load_judging, script
+from serveproof.accuracy_records import PerplexityRecord
 from serveproof.distributed_records import RankedRecord
 from serveproof.load_records import LoadRecord
-from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, Verdict, read, write
+from serveproof.results import Judgement, MeasureRecord, Verdict, read, write
 from serveproof.serving_results import LadderRecord
 
 

@@ -20,6 +20,7 @@ import polars as pl
 import torch
 
 from serveproof import results, script
+from serveproof.accuracy_records import PerplexityRecord, ServedPath
 from serveproof.bench.perplexity import KNOWN, Samples, as_reference, evaluate, evaluated_precisions, left_out, score
 from serveproof.bench.sensitivity import KINDS, sensitivity
 from serveproof.bench.served import PATHS, Problem, check_paths, make_prompts, serve_all
@@ -81,7 +82,7 @@ def problem_of(arguments: argparse.Namespace, ids: Integers) -> Problem | None:
 
 def through_the_engine(
     arguments: argparse.Namespace, problem: Problem, device: str, on_path: Callable[[str], object]
-) -> list[results.ServedPath]:
+) -> list[ServedPath]:
     """Every path's figures."""
     tokens, plan = problem.tokens, problem.plan
     _, reference = as_reference(load_model(arguments.model, torch.float32, device), tokens, plan, arguments.every)
@@ -139,7 +140,7 @@ def run(arguments: argparse.Namespace) -> None:
             few = ids[: min(arguments.sensitivity_tokens, config.max_position_embeddings)]
             map_ = sensitivity(arguments.model, few, arguments.sensitivity_precision, device, bar.update)
     results.write_atomically(arguments.out_samples, samples_table(samples).write_parquet)
-    record = results.PerplexityRecord(
+    record = PerplexityRecord(
         hardware=arguments.key,
         model=model_record,
         text=text_record,

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from serveproof.results import Estimate, PerplexityRecord, Verdict, VerdictName
+from serveproof.accuracy_records import PerplexityRecord
+from serveproof.results import Estimate, Verdict, VerdictName
 from serveproof.serving_results import EngineRecord, LadderRecord
 
 REFERENCES = ("fp32", "bf16")

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from serveproof.accuracy_records import Divergence
 from serveproof.bench.windows import Integers, mean_estimate
 from serveproof.engine.model import Llama
-from serveproof.results import Divergence
 
 
 @dataclass(frozen=True)

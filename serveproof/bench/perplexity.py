@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from serveproof.accuracy_records import PrecisionResult
 from serveproof.bench.divergence import Reference, Scores, divergence, head_of, kl_and_agreement
 from serveproof.bench.windows import Integers, Window, paired_difference, relative_percent, window_of, window_plan
 from serveproof.engine.calibration import CALIBRATED, Calibrated, calibrate_, refusal
@@ -21,7 +22,6 @@ from serveproof.engine.loader import load_model
 from serveproof.engine.model import Llama
 from serveproof.engine.quantization import PRECISIONS, Precision, quantize_
 from serveproof.errors import UserError
-from serveproof.results import PrecisionResult
 
 REFERENCES = ("fp32", "bf16")
 LOGITS_AT_ONCE = 256  # float32 logits of a 49k vocabulary take 200 KB a position

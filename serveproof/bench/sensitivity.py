@@ -1,7 +1,8 @@
-"""How much each layer's projections cost when they alone are quantized: KL against the bf16 model.
+"""How much each layer's projections cost when they alone are quantized: KL against the fp32 model.
 
 One kind of projection of one layer is quantized at a time, on the same tokens. The layers below are not computed again:
-their output does not change. L tokens, D hidden.
+their output does not change. All else is float32: in bf16 any change rounds all that follows anew, and that costs as
+much as one projection in fp8. L tokens, D hidden.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from serveproof.accuracy_records import Sensitivity, SensitivityMap
 from serveproof.bench.divergence import kl_and_agreement
 from serveproof.bench.windows import Integers
 from serveproof.engine.loader import load_model
 from serveproof.engine.model import MLP, Layer, Llama, full_attention
 from serveproof.engine.quantization import get_precision, quantized
 from serveproof.errors import UserError
-from serveproof.results import Sensitivity, SensitivityMap
 
 # kind -> the layer's part, and its projections that share an input or end the part
 KINDS = {
@@ -60,7 +61,7 @@ def sensitivity(
     precision = get_precision(precision_name)
     if precision.granularity == "none":
         raise UserError(f"sensitivity: precision {precision_name!r} quantizes nothing; name another")
-    model = load_model(directory, torch.bfloat16, device)
+    model = load_model(directory, torch.float32, device)
     entries = _entries(model, torch.as_tensor(tokens, device=device))
     plain_LV = model.logits(model.norm(entries[-1]))
     cells = []
@@ -71,7 +72,7 @@ def sensitivity(
                 continue
             kept = {name: getattr(parent, name) for name in names}
             for name, linear in kept.items():
-                setattr(parent, name, quantized(linear.weight.float(), precision))
+                setattr(parent, name, quantized(linear.weight, precision))
             x_LD = entries[index]
             for above in range(index, len(model.layers)):
                 x_LD = _through(model, x_LD, above)

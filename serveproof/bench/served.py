@@ -20,6 +20,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
+from serveproof.accuracy_records import GreedyCheck, ServedPath
 from serveproof.bench import ranks
 from serveproof.bench.divergence import Reference, Scores, divergence, kl_and_agreement
 from serveproof.bench.windows import Integers, Window, paired_difference, relative_percent, window_of
@@ -34,7 +35,6 @@ from serveproof.engine.sequence import SamplingParams, Sequence
 from serveproof.engine.start import Settings, start_with
 from serveproof.errors import UserError
 from serveproof.orphans import die_with_parent
-from serveproof.results import GreedyCheck, ServedPath
 
 PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 4, 32, 24
 TOKEN_BUDGET, RUNNING = 128, 4

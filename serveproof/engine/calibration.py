@@ -122,7 +122,8 @@ def calibrate_(model: Llama, precision: Calibrated, tokens_BL: Tensor) -> int:
         _check(precision, name, module)
     rest = sum(parameter.numel() for parameter in model.parameters()) - weights
     extra = sum(_scale_bytes(precision, module) for module in found.values())
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # else it tells of each CUDA library that a CPU lacks
+    for noisy in ("torchao", "torch.utils._pytree"):  # it tells of each CUDA library that a CPU lacks
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     from torchao.quantization import quantize_
 
     base = _base(precision, device)

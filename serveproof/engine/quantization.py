@@ -183,14 +183,15 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x_BLK: Tensor) -> Tensor:
         dtype = x_BLK.dtype
+        values_NK = self.values_NK.to(dtype)  # bf16 as a rule
         scale_BL1: Tensor | None = None
         if self.precision.inputs_too:
             q_MK, scale_M1 = quantize_rows_torch(x_BLK.flatten(0, -2))
             x_BLK, scale_BL1 = q_MK.to(dtype).view(x_BLK.shape), scale_M1.view(*x_BLK.shape[:-1], 1)
         if self.scale_N.dim() == 1:
-            out_BLN = F.linear(x_BLK, self.values_NK).float() * self.scale_N
+            out_BLN = F.linear(x_BLK, values_NK).float() * self.scale_N
         else:
-            pieces = zip(x_BLK.split(BLOCK, -1), self.values_NK.split(BLOCK, 1), self.scale_N.unbind(1), strict=True)
+            pieces = zip(x_BLK.split(BLOCK, -1), values_NK.split(BLOCK, 1), self.scale_N.unbind(1), strict=True)
             out_BLN = torch.stack([F.linear(x, values).float() * scale for x, values, scale in pieces]).sum(0)
         return (out_BLN if scale_BL1 is None else out_BLN * scale_BL1).to(dtype)
 

@@ -8,10 +8,11 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from serveproof.accuracy_records import PerplexityRecord, SensitivityMap
 from serveproof.report import charts
 from serveproof.report.charts import Chart, Column
 from serveproof.report.numbers import significant
-from serveproof.results import PerplexityRecord, SensitivityMap, Verdict
+from serveproof.results import Verdict
 
 MOST_WINDOWS_DRAWN = 1500
 
@@ -125,7 +126,7 @@ def sensitivity(found: SensitivityMap | None) -> Chart | None:
     )
     words = (
         f"What each projection costs in {found.precision}",
-        f"KL(bf16 ‖ the model with this projection alone in {found.precision}), mean over {found.tokens} tokens, in "
+        f"KL(fp32 ‖ fp32 but for this projection in {found.precision}), mean over {found.tokens} tokens, in "
         "millionths of a nat a token; the fuller the colour, the more it costs. One text, no interval: for finding the "
         "layers to keep, not for a verdict.",
         f"Cost of {found.precision} by layer and projection; the largest: "

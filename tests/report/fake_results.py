@@ -11,26 +11,28 @@ import msgspec
 import polars as pl
 
 from serveproof import results
+from serveproof.accuracy_records import (
+    Divergence,
+    GreedyCheck,
+    PerplexityRecord,
+    PrecisionResult,
+    Sensitivity,
+    SensitivityMap,
+    ServedPath,
+)
 from serveproof.report.data import SAMPLES_SCHEMA
 from serveproof.results import (
     Candidate,
     Ceilings,
     DeviceState,
-    Divergence,
     Estimate,
-    GreedyCheck,
     HardwareRecord,
     Judgement,
     MeasureCase,
     MeasureRecord,
     Metric,
     ModelRecord,
-    PerplexityRecord,
-    PrecisionResult,
     Provenance,
-    Sensitivity,
-    SensitivityMap,
-    ServedPath,
     SideCheck,
     SideSummary,
     TextRecord,

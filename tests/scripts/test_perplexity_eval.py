@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serveproof import results
+from serveproof.accuracy_records import PerplexityRecord
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = 300
@@ -49,7 +50,7 @@ def test_record_and_samples(inputs: list[object], tmp_path: Path) -> None:
     )
     # No progress bar, for stderr is not a terminal.
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    record = results.read(tmp_path / "out" / "p.json", results.PerplexityRecord)
+    record = results.read(tmp_path / "out" / "p.json", PerplexityRecord)
     assert [found.precision for found in record.precisions] == ["fp32", "bf16", "int8_channel"]
     assert (record.tokens, record.windows, record.hardware) == (200, 6, "cpu")
     samples = pl.read_parquet(tmp_path / "out" / "p.parquet")
