@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from serveproof.accuracy_records import GreedyCheck, ServedPath
 from serveproof.bench import ranks
@@ -250,7 +250,7 @@ def world_of(path: Path, directory: FilePath) -> int:
 def _over_ranks(world: int, path: Path, directory: FilePath, problem: Problem, reference: Reference) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         arguments = (world, path, str(directory), problem, reference, folder)
-        multiprocessing.spawn(_rank, arguments, nprocs=world)  # type: ignore[no-untyped-call]
+        spawn(_rank, arguments, nprocs=world)
         return torch.load(f"{folder}/found", weights_only=False)
 
 

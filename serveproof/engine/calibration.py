@@ -117,7 +117,7 @@ def calibrate_(model: Llama, precision: Calibrated, tokens_BL: Tensor) -> int:
         parameter.data = parameter.data.to(torch.bfloat16)
     layers = model.layers
     found = {name: module for name, module in layers.named_modules() if _is_linear(module, name)}
-    weights = sum(module.weight.numel() for module in found.values())  # type: ignore[union-attr, operator]
+    weights = sum(int(module.weight.numel()) for module in found.values())
     for name, module in found.items():
         _check(precision, name, module)
     rest = sum(parameter.numel() for parameter in model.parameters()) - weights
@@ -135,11 +135,11 @@ def calibrate_(model: Llama, precision: Calibrated, tokens_BL: Tensor) -> int:
         model.full(tokens_BL)
         with redirect_stdout(StringIO()):  # GPTQ counts its layers there
             quantize_(layers, convert, filter_fn=_is_linear)
-    return weights * precision.bits // 8 + extra + 2 * rest
+    return int(weights * precision.bits // 8 + extra + 2 * rest)
 
 
 def _check(precision: Calibrated, name: str, layer: nn.Module) -> None:
-    outputs, inputs = layer.weight.shape  # type: ignore[misc, union-attr]
+    outputs, inputs = layer.weight.shape  # type: ignore[misc]
     if precision.bits == 4 and (inputs % GROUP or outputs % KERNEL_OUTPUTS):
         raise UserError(
             f"precision {precision.name}: {name} is {outputs} x {inputs}, torchao's int4 takes multiples of "
@@ -149,6 +149,6 @@ def _check(precision: Calibrated, name: str, layer: nn.Module) -> None:
 
 def _scale_bytes(precision: Calibrated, layer: nn.Module) -> int:
     """bf16 scales: of int4 with zero points, of int8 one a channel; and one an input where inputs are scaled."""
-    outputs, inputs = layer.weight.shape  # type: ignore[misc, union-attr]
+    outputs, inputs = layer.weight.shape  # type: ignore[misc]
     own = 4 * outputs * (inputs // GROUP) if precision.bits == 4 else 2 * outputs
     return int(own + (2 * inputs if precision.method in ("awq", "smoothquant") else 0))

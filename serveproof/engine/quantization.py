@@ -149,7 +149,8 @@ def spread(scale: Tensor, precision: Precision, shape: torch.Size) -> Tensor:
 def _block_amax(magnitude_NK: Tensor, height: int, width: int) -> Tensor:
     rows, columns = magnitude_NK.shape
     whole = F.pad(magnitude_NK, (0, -columns % width, 0, -rows % height))
-    return whole.unflatten(0, (-1, height)).unflatten(2, (-1, width)).amax((1, 3))
+    largest: Tensor = whole.unflatten(0, (-1, height)).unflatten(2, (-1, width)).amax((1, 3))
+    return largest
 
 
 class QuantizedLinear(nn.Module):
