@@ -22,7 +22,7 @@ import torch
 from serveproof import results, script
 from serveproof.accuracy_records import PerplexityRecord, ServedPath
 from serveproof.bench.perplexity import KNOWN, Samples, as_reference, evaluate, evaluated_precisions, left_out, score
-from serveproof.bench.sensitivity import KINDS, sensitivity
+from serveproof.bench.sensitivity import KINDS, quantizing, sensitivity
 from serveproof.bench.served import PATHS, Problem, check_paths, make_prompts, serve_all
 from serveproof.bench.windows import Integers, window_plan
 from serveproof.engine.calibration import CALIBRATED
@@ -119,6 +119,8 @@ def run(arguments: argparse.Namespace) -> None:
     tokens, calibration = calibrating(ids, arguments)
     plan = window_plan(len(tokens), window, stride)
     problem = problem_of(arguments, ids)
+    if arguments.sensitivity_tokens:
+        quantizing(arguments.sensitivity_precision)
     cells = config.num_hidden_layers * len(KINDS) if arguments.sensitivity_tokens else 0
     bar = script.progress(range(len(plan) * len(precisions) + len(arguments.paths) + cells), "windows, paths, cells")
     with lease(device), bar:

@@ -18,7 +18,7 @@ from serveproof.bench.divergence import kl_and_agreement
 from serveproof.bench.windows import Integers
 from serveproof.engine.loader import load_model
 from serveproof.engine.model import MLP, Layer, Llama, full_attention
-from serveproof.engine.quantization import get_precision, quantized
+from serveproof.engine.quantization import Precision, get_precision, quantized
 from serveproof.errors import UserError
 
 # kind -> the layer's part, and its projections that share an input or end the part
@@ -28,6 +28,14 @@ KINDS = {
     "gate, up": ("mlp", ("gate_proj", "up_proj")),
     "down": ("mlp", ("down_proj",)),
 }
+
+
+def quantizing(name: str) -> Precision:
+    """The precision of that name. UserError for one that quantizes nothing, or is none."""
+    precision = get_precision(name)
+    if precision.granularity == "none":
+        raise UserError(f"sensitivity: precision {name!r} quantizes nothing; name another")
+    return precision
 
 
 @torch.inference_mode()
@@ -58,9 +66,7 @@ def sensitivity(
 
     UserError for a precision that quantizes nothing. Experts are not told apart: such layers have attention's kinds.
     """
-    precision = get_precision(precision_name)
-    if precision.granularity == "none":
-        raise UserError(f"sensitivity: precision {precision_name!r} quantizes nothing; name another")
+    precision = quantizing(precision_name)
     model = load_model(directory, torch.float32, device)
     entries = _entries(model, torch.as_tensor(tokens, device=device))
     plain_LV = model.logits(model.norm(entries[-1]))
