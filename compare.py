@@ -62,7 +62,7 @@ def two_runs(arguments: argparse.Namespace) -> int:
     hardware = arguments.hardware or key.detect()
     folder = ROOT / "results" / hardware
     new = history.named(arguments.run, hardware) if arguments.run else history.of_folder(folder)
-    gate_percent = comparison.gate_of(folder / "judgement.json")
+    gate_percent = comparison.gate_of(folder / "judgement.json").percent
     changes = run_comparison.compare(history.named(arguments.against, hardware), new, gate_percent)
     print(run_comparison.table(changes))
     return run_comparison.exit_code(changes)

@@ -1,5 +1,7 @@
 # What a precision costs: perplexity of real weights on real text.
 PERPLEXITY = SETTINGS.values["perplexity"]
+# tokens beside the scored ones are kept for those
+CALIBRATES = any(name in settings_of.CALIBRATED for name in PERPLEXITY["precisions"])
 MODEL = "results/inputs/model"
 TEXT = "results/inputs/text.txt"
 HOME_PYTHON = home(MACHINES).python
@@ -68,9 +70,10 @@ rule tokenize_text:
         model=lambda wildcards, input: os.path.dirname(input.model_record),
         name=SETTINGS.values["text"],
         window_tokens=PERPLEXITY["window_tokens"],
+        beside=PERPLEXITY["calibration_tokens"] if CALIBRATES else 0,
     shell:
         "{params.python:q} scripts/tokenize_text.py --model {params.model:q} --text {input.text:q}"
-        " --name {params.name:q} --window-tokens {params.window_tokens} --out {output:q} --log {log:q}"
+        " --name {params.name:q} --window-tokens {params.window_tokens} --beside {params.beside} --out {output:q} --log {log:q}"
 
 
 rule perplexity_eval:
@@ -97,6 +100,7 @@ rule perplexity_eval:
         **REQUESTS.resources("perplexity_eval"),
     params:
         **PERPLEXITY | {"tokens": lambda wildcards: SETTINGS.tokens[wildcards.hardware]},
+        paths=PERPLEXITY["served"]["paths"],
         model=lambda wildcards, input: os.path.dirname(input.model_record),
         python=python_of,
         environment=ENVIRONMENT_VERSIONS,
@@ -106,6 +110,10 @@ rule perplexity_eval:
         "OMP_WAIT_POLICY=passive {params.python:q} scripts/perplexity_eval.py --model {params.model:q} --token-ids {input.token_ids:q}"
         " --text-record {input.text_record:q} --key {wildcards.hardware:q}"
         " --precisions {params.precisions:q} --window-tokens {params.window_tokens}"
-        " --stride-tokens {params.stride_tokens} --tokens {params.tokens}"
+        " --stride-tokens {params.stride_tokens} --tokens {params.tokens} --every {params.every}"
+        " --calibration-tokens {params.calibration_tokens} --paths {params.paths:q}"
+        " --served-window-tokens {params.served[window_tokens]} --served-stride-tokens {params.served[stride_tokens]}"
+        " --served-tokens {params.served[tokens]} --sensitivity-precision {params.sensitivity[precision]}"
+        " --sensitivity-tokens {params.sensitivity[tokens]}"
         " --threads {params.threads} --out-record {output.record:q}"
         " --out-samples {output.samples:q} --log {log:q}"

@@ -9,6 +9,7 @@ rule judge:
             rules.measure_pair.output.record, pair=PAIRS, allow_missing=True
         ),
         perplexity=rules.perplexity_eval.output.record,
+        ladder=rules.ladder.output if LADDERS else [],
         serving=[f"{one}.json" for one in LOAD_TESTS],
         ranked=expand(
             rules.validate_ranks.output[0],
@@ -30,10 +31,16 @@ rule judge:
         **REQUESTS.resources("judge"),
     params:
         max_increase_percent=SETTINGS.values["accuracy_gate"]["max_increase_percent"],
+        bounds=[
+            f"{name}={percent}"
+            for name, percent in SETTINGS.values["accuracy_gate"]
+            .get("bounds", {})
+            .items()
+        ],
     shell:
         "python3 scripts/judge.py --key {wildcards.hardware:q} --expectations {input.expectations:q}"
         " --measured {input.measured:q} --perplexity {input.perplexity:q} --serving {input.serving:q}"
-        " --ranked {input.ranked:q}"
+        " --ranked {input.ranked:q} --ladder {input.ladder:q} --bounds {params.bounds:q}"
         " --max-increase-percent {params.max_increase_percent} --out {output:q} --log {log:q}"
 
 

@@ -1,7 +1,8 @@
 """Rule judge: holds every measured pair, load test and run of several ranks against
-expectations_{hardware}.json, every precision against the gate.
+expectations_{hardware}.json, every precision and way of serving against the accuracy gate.
 
-Needs measure.json of each pair, perplexity.json and the records of load tests and of several ranks. Writes
+Needs measure.json of each pair, perplexity.json, the ladder's record and those of load tests and of several ranks. What
+uses a precision that costs more than its bound has regressed, however fast (serveproof/accuracy_gates.py). Writes
 results.Judgement; a regression is a verdict there, not an error of this script (compare.py turns verdicts into an exit
 code).
 """
@@ -11,24 +12,35 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from serveproof import expectations, load_judging, script
+from serveproof import accuracy_gates, expectations, load_judging, script
+from serveproof.accuracy_records import PerplexityRecord
 from serveproof.distributed_records import RankedRecord
 from serveproof.load_records import LoadRecord
-from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, read, write
+from serveproof.results import Judgement, MeasureRecord, Verdict, read, write
+from serveproof.serving_results import LadderRecord
 
 
 def work(arguments: argparse.Namespace) -> None:
     known = expectations.load(arguments.expectations) if arguments.expectations else None
     records = [read(path, MeasureRecord) for path in arguments.measured]
-    verdicts = expectations.judge_pairs(records, known, arguments.key)
+    verdicts: list[Verdict] = expectations.judge_pairs(records, known, arguments.key)
     verdicts += expectations.judge_ranks([read(path, RankedRecord) for path in arguments.ranked], known)
+    limit, bounds = arguments.max_increase_percent, dict(arguments.bounds)
     if arguments.perplexity:
-        accuracy = read(arguments.perplexity, PerplexityRecord)
-        verdicts += expectations.judge_accuracy(accuracy, arguments.max_increase_percent)
+        accuracy = accuracy_gates.judge_accuracy(read(arguments.perplexity, PerplexityRecord), limit, bounds)
+        ladders = [read(path, LadderRecord) for path in arguments.ladder]
+        verdicts = accuracy_gates.gated(verdicts, accuracy) + accuracy
+        verdicts += accuracy_gates.judge_engine(ladders, [], accuracy)
     serving = [read(path, LoadRecord) for path in arguments.serving]
     verdicts += load_judging.judge(serving, known)
     name = arguments.expectations.name if known else ""
-    write(arguments.out, Judgement(arguments.key, name, arguments.max_increase_percent, verdicts))
+    write(arguments.out, Judgement(arguments.key, name, limit, verdicts, bounds))
+
+
+def bound(text: str) -> tuple[str, float]:
+    """NAME=PERCENT."""
+    name, _, percent = text.partition("=")
+    return name, float(percent)
 
 
 def main() -> None:
@@ -38,8 +50,12 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, nargs="*", default=[], help="measure.json of each pair")
     parser.add_argument("--ranked", type=Path, nargs="*", default=[], help="records of several ranks")
     parser.add_argument("--perplexity", type=Path)
+    parser.add_argument("--ladder", type=Path, nargs="*", default=[], help="the ladder's record, for the gates")
     parser.add_argument("--serving", type=Path, nargs="*", default=[], help="the records of load tests")
     parser.add_argument("--max-increase-percent", type=float, default=2.0, help="the accuracy gate, against bf16")
+    parser.add_argument(
+        "--bounds", type=bound, nargs="*", default=[], metavar="NAME=PERCENT", help="gates of their own"
+    )
     parser.add_argument("--out", type=Path, required=True)
     script.run(work, parser.parse_args())
 

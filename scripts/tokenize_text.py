@@ -39,10 +39,11 @@ def tokenize(model: Path, text: Path) -> npt.NDArray[np.int64]:
 
 def work(arguments: argparse.Namespace) -> None:
     ids = tokenize(arguments.model, arguments.text)
-    if len(ids) <= arguments.window_tokens:
+    if len(ids) <= arguments.window_tokens + arguments.beside:
         name = arguments.name or arguments.text
+        also = f" and {arguments.beside} to calibrate on" if arguments.beside else ""
         raise UserError(
-            f"{name}: {len(ids)} tokens; more than one window of {arguments.window_tokens} is needed: "
+            f"{name}: {len(ids)} tokens; more than one window of {arguments.window_tokens}{also} is needed: "
             f"give a longer text, or a smaller perplexity.window_tokens in config/config.yaml"
         )
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--text", required=True, type=Path, help="UTF-8 text")
     parser.add_argument("--name", help="what the user calls the text, for messages")
     parser.add_argument("--window-tokens", type=int, default=1024)
+    parser.add_argument("--beside", type=int, default=0, help="tokens needed for calibration beside a window")
     parser.add_argument("--out", required=True, type=Path, help="NumPy file of token ids to write")
     script.run(work, parser.parse_args())
 

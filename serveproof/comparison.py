@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tabulate import tabulate
 
-from serveproof import config, expectations, load_judging, pairs
+from serveproof import accuracy_gates, config, expectations, load_judging, pairs
+from serveproof.accuracy_records import PerplexityRecord
 from serveproof.distributed_records import RankedRecord
 from serveproof.errors import UserError
 from serveproof.expectations import Expectations
 from serveproof.load_records import LoadRecord
-from serveproof.results import Judgement, MeasureRecord, PerplexityRecord, Verdict, encode, read, write_atomically
+from serveproof.results import Judgement, MeasureRecord, Verdict, encode, read, write_atomically
+from serveproof.serving_results import EngineRecord, LadderRecord
 
 SIGNS = {"met": "✓", "regressed": "✗", "failed": "✗", "too_good": "!", "skipped": "-"}
 
@@ -26,6 +28,8 @@ class Found:
     ranked: list[RankedRecord]
     tested: list[LoadRecord]
     perplexity: PerplexityRecord | None
+    ladders: list[LadderRecord] = field(default_factory=list)
+    loads: list[EngineRecord] = field(default_factory=list)
 
 
 def find(folder: Path, chosen: Collection[str] | None = None) -> Found:
@@ -35,16 +39,18 @@ def find(folder: Path, chosen: Collection[str] | None = None) -> Found:
     wanted = pairs.names() if chosen is None else chosen
     measured = [record for record in measured if record.pair in wanted]
     if chosen is not None:
-        ranked, tested, perplexity = [], [], None
+        ranked, tested, perplexity, ladders, loads = [], [], None, [], []
     else:
         ranked = [read(path, RankedRecord) for path in sorted(folder.glob("ranks/*.json"))]
         tested = [read(path, LoadRecord) for path in sorted(folder.glob("serving/*/*.json"))]
         file = folder / "perplexity.json"
         perplexity = read(file, PerplexityRecord) if file.exists() else None
+        ladders = [read(path, LadderRecord) for path in sorted(folder.glob("engine/ladder*.json"))]
+        loads = [read(path, EngineRecord) for path in sorted(folder.glob("engine/load*.json"))]
     if not measured and not ranked:
         what = f" of {', '.join(chosen)}" if chosen is not None else ""
         raise UserError(f"results/{folder.name}: nothing measured here yet{what}; run `snakemake --cores all`")
-    return Found(measured, ranked, tested, perplexity)
+    return Found(measured, ranked, tested, perplexity, ladders, loads)
 
 
 def known(hardware: str, root: Path = pairs.ROOT) -> Expectations | None:
@@ -67,26 +73,37 @@ def update(hardware: str, found: Found, root: Path = pairs.ROOT) -> list[str]:
     return [f"{file.name}: rewritten from the cases that passed", *wide]
 
 
-def gate_of(judged: Path, root: Path = pairs.ROOT) -> float:
+@dataclass(frozen=True)
+class Gate:
+    """The accuracy gate: its bound in percent of perplexity, and the bounds of those that have one of their own."""
+
+    percent: float
+    bounds: dict[str, float] = field(default_factory=dict)
+
+
+def gate_of(judged: Path, root: Path = pairs.ROOT) -> Gate:
     """The accuracy gate that the last run was judged by; before any judging, the one in config/config.yaml."""
     if judged.exists():
-        return read(judged, Judgement).max_increase_percent
-    return float(config.read(root)["accuracy_gate"]["max_increase_percent"])
+        judgement = read(judged, Judgement)
+        return Gate(judgement.max_increase_percent, judgement.gate_bounds)
+    gate = config.read(root)["accuracy_gate"]
+    return Gate(float(gate["max_increase_percent"]), gate.get("bounds", {}))
 
 
 def judge(
-    hardware: str, found: Found, gate_percent: float, chosen: Collection[str] | None = None, root: Path = pairs.ROOT
+    hardware: str, found: Found, gate: Gate, chosen: Collection[str] | None = None, root: Path = pairs.ROOT
 ) -> list[Verdict]:
     """A verdict a figure; of chosen pairs, theirs alone, what is expected of them and was not measured included."""
     wanted = known(hardware, root)
     verdicts = expectations.judge_pairs(found.measured, wanted, hardware)
     if chosen is not None:
         return [verdict for verdict in verdicts if verdict.subject.partition("/")[0] in chosen]
-    verdicts += load_judging.judge(found.tested, wanted)
     verdicts += expectations.judge_ranks(found.ranked, wanted)
     if found.perplexity:
-        verdicts += expectations.judge_accuracy(found.perplexity, gate_percent)
-    return verdicts
+        accuracy = accuracy_gates.judge_accuracy(found.perplexity, gate.percent, gate.bounds)
+        verdicts = accuracy_gates.gated(verdicts, accuracy) + accuracy
+        verdicts += accuracy_gates.judge_engine(found.ladders, found.loads, accuracy)
+    return verdicts + load_judging.judge(found.tested, wanted)
 
 
 def number(value: float | None) -> str:

@@ -39,6 +39,8 @@ AUTO_SERVING = {
         "server_options": "",
     },
 }
+# Precisions that are calibrated on tokens of the text (serveproof.engine.calibration's, which imports torch).
+CALIBRATED = ("int4_group32", "int4_awq", "int8_smoothquant", "int8_gptq")
 AUTO_TIERS = {"cpu": ("cpu",), "cuda": ("gpu", "reference")}
 
 
@@ -149,6 +151,20 @@ def _check_windows(windows: dict[str, Any], tokens: int, text: str) -> None:
         )
     if tokens <= window:
         raise UserError("config/config.yaml: key 'perplexity.tokens': must be more than perplexity.window_tokens")
+    served = windows["served"]
+    if served["paths"]:
+        if served["stride_tokens"] >= served["window_tokens"]:
+            raise UserError(
+                "config/config.yaml: key 'perplexity.served.stride_tokens': must be less than served.window_tokens"
+            )
+        if served["window_tokens"] > window:
+            raise UserError(
+                "config/config.yaml: key 'perplexity.served.window_tokens': must be at most perplexity.window_tokens"
+            )
+        if served["tokens"] <= served["window_tokens"]:
+            raise UserError(
+                "config/config.yaml: key 'perplexity.served.tokens': must be more than served.window_tokens"
+            )
     if text == "default":
         return
     if not Path(text).is_file():

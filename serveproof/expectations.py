@@ -20,8 +20,6 @@ from serveproof.results import (
     Estimate,
     MeasureCase,
     MeasureRecord,
-    PerplexityRecord,
-    PrecisionResult,
     Provenance,
     Record,
     Timing,
@@ -210,11 +208,6 @@ def judge_pairs(records: list[MeasureRecord], expectations: Expectations | None,
     return verdicts
 
 
-def judged_precisions(record: PerplexityRecord) -> list[PrecisionResult]:
-    """The precisions that are held against bf16: all but the references."""
-    return [one for one in record.precisions if one.precision not in ("fp32", "bf16")]
-
-
 def judged_figures(record: RankedRecord, case: RankedCase) -> dict[str, RankedFigure]:
     """What a case of several ranks is judged by: on a CPU ratios alone, for a shared one gives no times."""
     return {name: one for name, one in case.figures.items() if record.device == "cuda" or one.ratio}
@@ -248,34 +241,6 @@ def judge_ranks(records: list[RankedRecord], expectations: Expectations | None) 
         _verdict(subject, HOLDS, "absent", "expected, but not measured in this run")
         for subject in sorted(expected - there)
     ]
-    return verdicts
-
-
-def judge_accuracy(record: PerplexityRecord, max_increase_percent: float) -> list[Verdict]:
-    """The accuracy gate: each precision's perplexity against bf16's, by the paired interval."""
-    verdicts = []
-    for result in judged_precisions(record):
-        figure = result.relative_to_bf16
-        verdict: VerdictName = "inconclusive"
-        reason = f"the interval straddles the gate of {max_increase_percent:g} %: score more tokens"
-        if figure.high <= max_increase_percent:
-            verdict, reason = "met", f"at most {max_increase_percent:g} % worse than bf16"
-        elif figure.low > max_increase_percent:
-            verdict, reason = "regressed", f"more than {max_increase_percent:g} % worse than bf16"
-        verdicts.append(
-            _verdict(
-                f"perplexity/{result.precision}",
-                "relative_to_bf16",
-                verdict,
-                reason,
-                unit=figure.unit,
-                value=figure.value,
-                low=figure.low,
-                high=figure.high,
-                upper=max_increase_percent,
-                source="accuracy_gate in config/config.yaml",
-            )
-        )
     return verdicts
 
 

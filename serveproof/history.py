@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from serveproof import comparison, expectations, load_judging, pairs
+from serveproof import accuracy_gates, comparison, expectations, load_judging, pairs
 from serveproof.comparison import Found
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
@@ -122,7 +122,7 @@ def _of_precisions(found: Found, machine: str) -> Iterator[Row]:
         {"model": record.model.source_sha256, "text": record.text.sha256, "tokens": record.tokens,
          "window": record.window_tokens, "stride": record.stride_tokens}
     )  # fmt: skip
-    for one in expectations.judged_precisions(record):
+    for one in accuracy_gates.judged_precisions(record):
         subject = f"perplexity/{one.precision}"
         yield _figure(shared, subject, "relative_to_bf16", one.relative_to_bf16, False, axes=axes)
 

@@ -17,7 +17,7 @@ from serveproof.hardware.key import driver_version
 from serveproof.results import Provenance
 
 # What can change a figure, and what else makes the report, as far as it is installed.
-MEASURING = ("torch", "triton", "flashinfer-python", "transformer-engine", "numpy")
+MEASURING = ("torch", "torchao", "triton", "flashinfer-python", "transformer-engine", "numpy")
 PACKAGES = (
     *MEASURING, "cupti-python", "nsight-python", "nvtx", "transformers", "tokenizers", "safetensors", "gguf",
     "mwparserfromhell", "scipy", "polars", "snakemake", "jinja2", "altair", "vl-convert-python", "msgspec",

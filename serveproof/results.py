@@ -283,47 +283,13 @@ class TextRecord(Record):
     note: str
 
 
-class PrecisionResult(Record):
-    """One precision's perplexity, and its paired differences per token (nats) with standard errors over windows.
-
-    relative_to_bf16: perplexity / bf16 perplexity - 1 in percent, with its interval; what the accuracy gate judges.
-    """
-
-    precision: str
-    description: str
-    compute_dtype: str
-    weight_bytes: int
-    nll_nats_per_token: float
-    perplexity: float
-    delta_to_fp32: Estimate
-    delta_to_fp32_standard_error: float
-    relative_to_bf16: Estimate
-    tokens_per_s: float
-
-
-class PerplexityRecord(Record):
-    """results/{hardware}/perplexity.json; per-token NLLs lie beside it in perplexity.parquet.
-
-    perplexity.parquet columns: precision str, window i64, position i64, token i64, nll_nats f32.
-    """
-
-    hardware: str
-    model: ModelRecord
-    text: TextRecord
-    window_tokens: int
-    stride_tokens: int
-    tokens: int
-    windows: int
-    precisions: list[PrecisionResult]
-    seconds: float
-    provenance: Provenance | None = None
-
-
 # --- judging ----------------------------------------------------------------------------------------------------
 
 
 class Verdict(Record):
-    """One figure held against one expectation (or gate). subject: pair/case, or perplexity/precision."""
+    """One figure held against one expectation (or gate). subject: pair/case, perplexity/precision, served/path, or
+    what uses a precision. failed_gate: the accuracy gate that took this figure's verdict away.
+    """
 
     subject: str
     metric: str
@@ -337,15 +303,17 @@ class Verdict(Record):
     lower: float | None = None
     upper: float | None = None
     source: str = ""
+    failed_gate: str = ""
 
 
 class Judgement(Record):
-    """results/{hardware}/judgement.json"""
+    """results/{hardware}/judgement.json. gate_bounds: by precision or path, where it is not max_increase_percent."""
 
     hardware: str
     expectations_file: str
     max_increase_percent: float
     verdicts: list[Verdict]
+    gate_bounds: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 # --- reading and writing ----------------------------------------------------------------------------------------

@@ -18,23 +18,30 @@ TIMEOUT = timedelta(seconds=120)
 def joined(job: Job) -> Iterator[None]:
     """Join this process to the job's others: RANK and SERVEPROOF_STORE (a file all see) come from the environment.
 
-    Each rank takes the GPU of its number among the visible ones. Nothing happens for a job of one rank.
+    Nothing happens for a job of one rank.
     """
     if job.ranks == 1:
         yield
         return
-    rank = int(os.environ["RANK"])
+    with meeting(int(os.environ["RANK"]), job.ranks, job.device, os.environ["SERVEPROOF_STORE"]):
+        yield
+
+
+@contextmanager
+def meeting(rank: int, world: int, device: str, store: str) -> Iterator[None]:
+    """torch.distributed's default group, met through a file that all see. Each rank takes the GPU of its number among
+    the visible ones."""
     backend = "gloo"
-    if job.device == "cuda":
+    if device == "cuda":
         torch.cuda.set_device(rank)
         backend = "cpu:gloo,cuda:nccl"
     torch.distributed.init_process_group(
         backend,
-        init_method=f"file://{os.environ['SERVEPROOF_STORE']}",
+        init_method=f"file://{store}",
         rank=rank,
-        world_size=job.ranks,
+        world_size=world,
         timeout=TIMEOUT,
-        device_id=torch.device("cuda", rank) if job.device == "cuda" else None,
+        device_id=torch.device("cuda", rank) if device == "cuda" else None,
     )
     try:
         yield

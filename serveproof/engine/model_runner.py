@@ -67,7 +67,8 @@ class ModelRunner:
     max_running: slots; max_model_len: the longest sequence. compile_block: torch.compile of the layer's two pieces,
     which all layers share; fused: fused kernels on CUDA instead (serveproof.engine.fused). Once set, `decode_graphs`
     (serveproof.engine.cuda_graphs) replay steps of decodes alone and `mixed_graphs` (serveproof.engine.mixed_graphs)
-    all others that are short enough.
+    all others that are short enough. `on_scored`, if set, sees the logits of a scored prompt's tokens as they come: the
+    sequence, the position of the first of these tokens, and a row of logits a token.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class ModelRunner:
             self.fused = FusedForward(model, self.attention, max_model_len)
         self.decode_graphs: DecodeGraphs | None = None
         self.mixed_graphs: MixedGraphs | None = None
+        self.on_scored: Callable[[Sequence, int, Tensor], None] | None = None
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Pending:
@@ -149,6 +151,8 @@ class ModelRunner:
             for at in range(begin, end, SCORED_AT_ONCE):
                 to = min(at + SCORED_AT_ONCE, end)
                 logits_RV = self.model.logits(hidden_ND[first + at - 1 : first + to - 1])
+                if self.on_scored is not None:
+                    self.on_scored(sequence, at, logits_RV)
                 count = sequence.params.prompt_logprobs or 0
                 sequence.prompt_logprobs += sampler.logprobs_of(logits_RV, sequence.tokens[at:to], count)
 

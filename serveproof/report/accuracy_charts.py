@@ -1,4 +1,5 @@
-"""Charts of the accuracy section: each precision against bf16 and the gate, and its losses window by window."""
+"""Charts of the accuracy section: each precision against bf16 and the gate, its losses window by window, and what each
+layer's projections cost when quantized alone."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from serveproof.accuracy_records import PerplexityRecord, SensitivityMap
 from serveproof.report import charts
 from serveproof.report.charts import Chart, Column
 from serveproof.report.numbers import significant
-from serveproof.results import PerplexityRecord, Verdict
+from serveproof.results import Verdict
 
 MOST_WINDOWS_DRAWN = 1500
 
@@ -97,3 +99,42 @@ def by_window(deltas: pl.DataFrame) -> Chart | None:
         Column("delta_nats", "difference to fp32 (nats a token)"),
     ]
     return charts.build(layers, 28 * len(order), words, kept, columns)
+
+
+def sensitivity(found: SensitivityMap | None) -> Chart | None:
+    """A heat map: a column a layer, a row a kind of projection, the colour what it costs alone."""
+    if found is None or not found.cells:
+        return None
+    rows = [{"layer": one.layer, "kind": one.kind, "micronats": 1e6 * one.kl_nats} for one in found.cells]
+    frame = pl.DataFrame(rows)
+    kinds = frame["kind"].unique(maintain_order=True).to_list()
+    worst = frame.sort("micronats", descending=True).head(3).to_dicts()
+    # one hue from faint to full: opacity follows the page's own light and dark
+    layer = (
+        charts.base(frame)
+        .mark_rect(fill=charts.OPTIMIZED, stroke=charts.GRID, strokeWidth=0.5)
+        .encode(
+            x=alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
+            y=alt.Y("kind:N", title=None, scale=alt.Scale(domain=kinds)),
+            opacity=alt.Opacity(
+                "micronats:Q",
+                scale=alt.Scale(type="sqrt", range=[0.04, 1.0]),
+                legend=alt.Legend(title="KL, millionths of a nat a token", direction="horizontal"),
+            ),
+            tooltip=["layer:O", "kind:N", "micronats:Q"],
+        )
+    )
+    words = (
+        f"What each projection costs in {found.precision}",
+        f"KL(fp32 ‖ fp32 but for this projection in {found.precision}), mean over {found.tokens} tokens, in "
+        "millionths of a nat a token; the fuller the colour, the more it costs. One text, no interval: for finding the "
+        "layers to keep, not for a verdict.",
+        f"Cost of {found.precision} by layer and projection; the largest: "
+        + "; ".join(f"layer {one['layer']} {one['kind']} {significant(one['micronats'])} µnat" for one in worst),
+    )
+    columns = [
+        Column("layer", "layer"),
+        Column("kind", "projection"),
+        Column("micronats", "KL (millionths of a nat a token)"),
+    ]
+    return charts.build([layer], 30 * len(kinds) + 40, words, frame, columns)

@@ -8,10 +8,10 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from serveproof.accuracy_records import PerplexityRecord
 from serveproof.report import charts
 from serveproof.report.charts import Chart, Column
 from serveproof.report.numbers import significant
-from serveproof.results import PerplexityRecord
 from serveproof.serving_results import LadderRecord
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import polars as pl
 
 from serveproof import history, results, steps
+from serveproof.accuracy_records import PerplexityRecord
 from serveproof.cluster.usage import JobUsage, usages
 from serveproof.distributed_records import RankedRecord
 from serveproof.errors import UserError
 from serveproof.load_records import LoadRecord, SweepRecord
 from serveproof.profile_records import DecoderProfileRecord, ProfileRecord
-from serveproof.results import HardwareRecord, Judgement, MeasureCase, MeasureRecord, PerplexityRecord, VerifyRecord
+from serveproof.results import HardwareRecord, Judgement, MeasureCase, MeasureRecord, VerifyRecord
 from serveproof.serving_results import EngineRecord, LadderRecord
 from serveproof.steps import Step
 from serveproof.tables import REQUESTS_SCHEMA, SAMPLES_SCHEMA, TELEMETRY_SCHEMA, TOKENS_SCHEMA

@@ -42,7 +42,10 @@ class Page:
 
 
 def page(
-    found: Sequence[Machine], provenance: Provenance, history: Sequence[History] = (), public: Sequence[SourcedCase] = ()
+    found: Sequence[Machine],
+    provenance: Provenance,
+    history: Sequence[History] = (),
+    public: Sequence[SourcedCase] = (),
 ) -> Page:
     """Draw every machine and put them beside each other. public: records of others, beside what has the same shapes."""
     drawn = views.view_machines(found)
@@ -57,7 +60,10 @@ def anchors_of(view: MachineView) -> dict[str, str]:
 
 
 def render(
-    found: Sequence[Machine], provenance: Provenance, history: Sequence[History] = (), public: Sequence[SourcedCase] = ()
+    found: Sequence[Machine],
+    provenance: Provenance,
+    history: Sequence[History] = (),
+    public: Sequence[SourcedCase] = (),
 ) -> str:
     """The whole page as text."""
     script = "".join(_asset(name) for name in SCRIPTS)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serveproof import accuracy_gates
 from serveproof.report.data import Machine, PairResults
 from serveproof.results import MeasureCase, Verdict
 
@@ -16,12 +17,6 @@ RULE = (
     "An optimization pays when at least one of its cases was verified and has a speedup interval wholly above 1, and "
     "no accuracy gate on it failed."
 )
-# pair -> the accuracy gates that judge what it computes in, on a whole model
-GATES_OF_PAIR = {
-    "fp8_kv_cache": ("served/fp8_cache",),
-    "fp8_transformer_engine": ("perplexity/fp8_e4m3_tensor", "perplexity/fp8_e4m3_channel"),
-    "nvfp4_mlp": ("perplexity/nvfp4",),
-}
 # What asks most for a look comes first; a pair is called by the first that any of its cases has.
 URGENT_FIRST = ("error", "failed", "out_of_memory", "regressed", "too_good", "inconclusive", "expired", "not measured",
                 "met", "absent", "passed", "skipped")  # fmt: skip
@@ -150,7 +145,7 @@ def urgency(rows: Sequence[CaseRow]) -> int:
 def other_verdicts(machine: Machine) -> list[Verdict]:
     """Verdicts that no row of the verdicts table shows: on other metrics, or on cases that did not run here."""
     shown = {id(row.verdict) for row in case_rows(machine) if row.verdict is not None}
-    elsewhere = ("perplexity/", "serving/")
+    elsewhere = ("perplexity/", "served/", "serving/")
     return [one for one in verdicts(machine) if id(one) not in shown and not one.subject.startswith(elsewhere)]
 
 
@@ -163,13 +158,29 @@ def gate_verdict(machine: Machine, precision: str) -> Verdict | None:
 
 def pair_gate(machine: Machine, pair: str) -> Verdict | None:
     """The verdict of the accuracy gates on what a pair computes in: a failed one before others; None without any."""
-    mine = [one for one in verdicts(machine) if one.subject in GATES_OF_PAIR.get(pair, ())]
-    return next((one for one in mine if gate_failed(one)), mine[0] if mine else None)
+    gates = accuracy_gates.PAIRS.get(pair, ())
+    mine = [one for one in verdicts(machine) if one.subject in gates]
+    return accuracy_gates.failed(mine, gates) or (mine[0] if mine else None)
 
 
 def gate_failed(gate: Verdict | None) -> bool:
     """Whether a pair may not pay for what its precision costs in accuracy."""
     return gate is not None and gate.verdict in {"regressed", "failed"}
+
+
+def served_verdicts(machine: Machine, path: str) -> list[Verdict]:
+    """The gate's verdicts on one way of serving: on its perplexity, and on its answers."""
+    return [one for one in verdicts(machine) if one.subject == f"served/{path}"]
+
+
+def rung_gates(machine: Machine) -> list[dict[str, Verdict]]:
+    """For each ladder the rungs whose precision failed its gate."""
+    return [accuracy_gates.rung_gates(ladder, verdicts(machine)) for ladder in machine.ladders]
+
+
+def load_gates(machine: Machine) -> list[Verdict | None]:
+    """For each engine under load the failed gate of its precision."""
+    return [accuracy_gates.load_gate(load, verdicts(machine)) for load in machine.loads]
 
 
 def headline(machine: Machine) -> Headline:

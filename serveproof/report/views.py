@@ -77,10 +77,11 @@ class PairView:
 
 @dataclass(frozen=True)
 class LadderView:
-    """One ladder and its waterfall."""
+    """One ladder, its waterfall, and by rung the failed gate of what it is computed in."""
 
     record: LadderRecord
     chart: Chart | None
+    gates: dict[str, Verdict]
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class MachineView:
     speedups: Chart | None
     pairs: list[PairView]
     gates: dict[str, Verdict]
+    served: dict[str, list[Verdict]]
+    load_gates: list[Verdict | None]
     accuracy: list[Chart]
     decoder: list[CaseView]
     ladders: list[LadderView]
@@ -221,6 +224,7 @@ def _machine(machine: Machine, number: int, shown: set[tuple[int, str]], drawn: 
         accuracy_speed.precisions(record) if record else None,
         *(accuracy_speed.rungs(one) for one in machine.ladders),
         accuracy_charts.by_window(machine.window_deltas),
+        accuracy_charts.sensitivity(record.sensitivity) if record else None,
     ]
     rows = summary.case_rows(machine)
     return MachineView(
@@ -232,8 +236,13 @@ def _machine(machine: Machine, number: int, shown: set[tuple[int, str]], drawn: 
         speedups=pair_charts.speedups(rows),
         pairs=[view_pair(machine, pair, anchor, (number, pair.name) in drawn) for anchor, pair in kept.items()],
         gates=gates,
+        served={one.path: summary.served_verdicts(machine, one.path) for one in record.served} if record else {},
+        load_gates=summary.load_gates(machine),
         decoder=profile_view.decoder(machine.decoder, machine.hardware.ceilings) if machine.decoder else [],
-        ladders=[LadderView(one, engine_charts.waterfall(one)) for one in machine.ladders],
+        ladders=[
+            LadderView(one, engine_charts.waterfall(one), failed)
+            for one, failed in zip(machine.ladders, summary.rung_gates(machine), strict=True)
+        ],
         ranks=[RankedView(one, ranks_charts.between(one), ranks_charts.experts(one)) for one in machine.ranked],
         accuracy=[chart for chart in accuracy if chart is not None],
         serving=serving_view.view(machine.serving, summary.verdicts(machine)) if machine.serving else None,

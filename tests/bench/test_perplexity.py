@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from serveproof.bench.perplexity import (
-    evaluate,
+from serveproof.bench.divergence import divergence
+from serveproof.bench.perplexity import as_reference, evaluate, score, token_nll
+from serveproof.bench.windows import (
     mean_with_standard_error,
     paired_difference,
     relative_percent,
-    token_nll,
+    window_of,
     window_plan,
 )
 from serveproof.engine.loader import load_model
@@ -108,6 +109,24 @@ def test_evaluate_pairs_every_precision_with_the_references(tiny_llama: Callable
     assert np.bincount(samples.window).tolist() == [63, *[32] * 7, 12]
     with pytest.raises(UserError, match="fill one window"):
         evaluate(tiny_llama()[0], tokens[:64], [], 64, 32)
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 64])
+def test_divergence_is_of_every_so_many_tokens(tiny_llama: Callable[..., Any], every: int) -> None:
+    model = load_model(tiny_llama()[0])
+    tokens, plan = np.random.default_rng(2).integers(0, 97, 205), window_plan(205, 32, 20)
+    scores, reference = as_reference(model, tokens, plan, every)
+    again = score(model, tokens, plan, reference, batch_windows=3)
+    np.testing.assert_allclose(again.nll_nats, scores.nll_nats, rtol=1e-5, atol=1e-6)
+    assert again.kl_nats is not None
+    assert len(again.kl_nats) == len(reference.hidden_ND) == len(range(0, 204, every))
+    # one window's token against another's would be far from it
+    assert again.kl_nats.max() < 1e-6
+    assert again.agrees is not None
+    assert again.agrees.all()
+    found = divergence(again, window_of(plan))
+    assert found is not None
+    assert (found.top1_agreement.value, found.tokens) == (100.0, len(range(0, 204, every)))
 
 
 @torch.inference_mode()

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serveproof.engine.loader import load_model
-from serveproof.engine.quantization import PRECISIONS, QuantizedLinear, get_precision, quantize_, quantize_weight
+from serveproof.engine.quantization import (
+    PRECISIONS,
+    Nvfp4Linear,
+    QuantizedLinear,
+    get_precision,
+    quantize_,
+    quantize_weight,
+)
 from serveproof.errors import UserError
 
 TENSOR, CHANNEL, INT8 = (PRECISIONS[name] for name in ("fp8_e4m3_tensor", "fp8_e4m3_channel", "int8_channel"))
@@ -105,15 +112,19 @@ def test_weight_bytes_and_dtypes(tiny_llama: Callable[..., Any]) -> None:
         "fp8_e4m3_tensor": 2 * (total - weights) + weights + 4 * len(linear),
         "fp8_e4m3_channel": 2 * (total - weights) + weights + 4 * channels,
         "int8_channel": 2 * (total - weights) + weights + 4 * channels,
+        "fp8_e4m3_dynamic": 2 * (total - weights) + weights + 4 * channels,
+        "fp8_e4m3_block": 2 * (total - weights) + weights + 4 * len(linear),
+        "mxfp8_e4m3": 2 * (total - weights) + weights + sum(p.shape[0] * -(-p.shape[1] // 32) for p in linear),
+        "nvfp4": 2 * (total - weights) + weights // 2 + weights // 16 + 4 * len(linear),
     }
     assert list(expected) == list(PRECISIONS)
     for name, size in expected.items():
         model = load_model(directory)
         assert quantize_(model, get_precision(name)) == size
         assert model.embed_tokens.weight.dtype == get_precision(name).compute_dtype
-        quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+        quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear | Nvfp4Linear)]
         assert len(quantized) == (len(linear) if name not in ("fp32", "bf16") else 0)
-        assert all(module.scale_N.dtype == torch.float32 for module in quantized)
+        assert all(module.scale_N.dtype == torch.float32 for module in quantized if name != "nvfp4")
         assert model.full(torch.arange(9)[None]).dtype == get_precision(name).compute_dtype
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from serveproof import results
+from serveproof import accuracy_gates, results
 from serveproof.report import overview, summary, words
 from serveproof.report.data import Machine, collect, deltas_by_window
 from serveproof.results import Judgement, VerdictName
@@ -46,7 +46,7 @@ def test_pays_only_where_its_accuracy_gate_did_not_fail(folder: Path, outcome: V
     pair = "fp8_transformer_engine"
     add(folder, pair, 1.9, 0.01)
     gate = fake_results.verdict(
-        summary.GATES_OF_PAIR[pair][0], outcome, "beyond 2 %", metric="relative_to_bf16", unit="%"
+        accuracy_gates.PAIRS[pair][0], outcome, "beyond 2 %", metric="relative_to_bf16", unit="%"
     )
     results.write(folder / "judgement.json", Judgement("cpu", "none", 2.0, [gate]))
     machine = collect(folder)

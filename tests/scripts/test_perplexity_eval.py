@@ -14,6 +14,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serveproof import results
+from serveproof.accuracy_records import PerplexityRecord
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WORDS = 300
@@ -49,7 +50,7 @@ def test_record_and_samples(inputs: list[object], tmp_path: Path) -> None:
     )
     # No progress bar, for stderr is not a terminal.
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    record = results.read(tmp_path / "out" / "p.json", results.PerplexityRecord)
+    record = results.read(tmp_path / "out" / "p.json", PerplexityRecord)
     assert [found.precision for found in record.precisions] == ["fp32", "bf16", "int8_channel"]
     assert (record.tokens, record.windows, record.hardware) == (200, 6, "cpu")
     samples = pl.read_parquet(tmp_path / "out" / "p.parquet")
@@ -67,6 +68,38 @@ def test_record_and_samples(inputs: list[object], tmp_path: Path) -> None:
         assert found.nll_nats_per_token == pytest.approx(mean)
 
 
+def test_through_the_engine_and_layer_by_layer(
+    script: ModuleType, inputs: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [
+        *inputs,
+        "--precisions",
+        "bf16",
+        "int8_gptq",
+        "--every",
+        2,
+        "--paths",
+        "chunked",
+        "graphs",
+        "--sensitivity-tokens",
+        20,
+    ]
+    given += ["--served-window-tokens", 48, "--served-stride-tokens", 32, "--served-tokens", 130]
+    monkeypatch.setattr(sys, "argv", ["perplexity_eval", *map(str, given)])
+    script.main()
+    record = results.read(tmp_path / "out" / "p.json", PerplexityRecord)
+    assert record.left_out == {"int8_gptq": "torchao's GPTQ runs on CUDA only"}
+    assert [(one.path, one.status, one.tokens) for one in record.served] == [
+        ("chunked", "passed", 129),
+        ("graphs", "skipped", 0),
+    ]
+    assert (record.served_window_tokens, record.served_stride_tokens) == (48, 32)
+    assert record.precisions[1].divergence is not None
+    assert record.precisions[1].divergence.tokens == 100
+    assert record.sensitivity is not None
+    assert (record.sensitivity.tokens, len(record.sensitivity.cells)) == (20, 8)
+
+
 def test_bad_input_is_one_line(
     script: ModuleType, inputs: list[object], tmp_path: Path, main_error: Callable[..., str]
 ) -> None:
@@ -79,6 +112,12 @@ def test_bad_input_is_one_line(
     assert "model.json: no such file" in error("--model", tmp_path / "absent")
     assert "this machine is 'cpu'" in error("--key", "h200")
     assert "tokens fill one window of 64" in error("--tokens", 60)
+    assert "path 'fast' is unknown; there are paged, chunked" in error("--paths", "fast")
+    assert "of 48: serve more tokens" in error("--paths", "paged", "--served-tokens", 40, "--served-window-tokens", 48)
+    assert "--served-window-tokens 300 is more than" in error("--served-window-tokens", 300)
+    assert "sensitivity: precision 'fp32' quantizes" in error(
+        "--sensitivity-precision", "fp32", "--sensitivity-tokens", 9
+    )
     (tmp_path / "tokens.npy").write_bytes((tmp_path / "tokens.npy").read_bytes()[:200])
     assert "not a whole array of tokens" in error()
     assert "none.npy: no such file" in error("--token-ids", tmp_path / "none.npy")

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from serveproof import results
+from serveproof.accuracy_records import PerplexityRecord
 from tests.workflow.conftest import Checkout, Done
 
 RECORDS = {
@@ -17,7 +18,7 @@ RECORDS = {
     "cpu/pairs/flash_sdp/measure.json": results.MeasureRecord,
     "cpu/pairs/paged_attention/verify.json": results.VerifyRecord,
     "cpu/pairs/paged_attention/measure.json": results.MeasureRecord,
-    "cpu/perplexity.json": results.PerplexityRecord,
+    "cpu/perplexity.json": PerplexityRecord,
     "cpu/judgement.json": results.Judgement,
     "inputs/model/model.json": results.ModelRecord,
     "inputs/text.json": results.TextRecord,
@@ -49,7 +50,7 @@ def test_every_case_passed_and_has_its_samples(smoke: Checkout, pair: str) -> No
 
 
 def test_accuracy_has_every_precision_of_the_config(smoke: Checkout) -> None:
-    record = results.read(smoke.results / "cpu" / "perplexity.json", results.PerplexityRecord)
+    record = results.read(smoke.results / "cpu" / "perplexity.json", PerplexityRecord)
     assert [one.precision for one in record.precisions] == ["fp32", "bf16", "int8_channel"]
     tokens = pl.read_parquet(smoke.results / "cpu" / "perplexity.parquet")
     assert tokens.height == 3 * (record.tokens - 1)
