@@ -57,7 +57,7 @@ def test_parses_and_every_chart_has_its_table(report_page: Path) -> None:
     page = Page(report_page.read_text(encoding="utf-8"))
     assert page.open == []
     charts = page.count("figure", **{"class": "chart"})
-    assert charts == 1 + 5 + 2 + 2 + 3  # speedups, samples a case, roofline and memory a pair, accuracy
+    assert charts == 1 + 5 + 2 + 2 + 4  # speedups, samples a case, roofline and memory a pair, accuracy
     assert page.count("svg", **{"class": "wide"}) == page.count("svg", **{"class": "narrow"}) == charts
     assert page.count("details", **{"class": "data"}) == charts
     assert page.count("figcaption") == charts
