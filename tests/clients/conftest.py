@@ -56,7 +56,7 @@ def page(found: Said) -> str:
         f"# Other clients\n\nWritten by `make test-clients` on {datetime.date.today()}; {', '.join(versions())}.\n\n"
         f"## Load\n\n{REQUESTS} streamed requests of {TOKENS} tokens, {clients.AT_ONCE} at once. The null server's "
         "latencies are known: 60 ms to the first token, 15 ms between tokens. A real server's figures are shown, not "
-        "compared: each client sends prompts of its own.\n\n"
+        "compared: each client sends prompts of its own, and what else the machine did is in them.\n\n"
         f"{tabulate(loads, HEADS, tablefmt='github', disable_numparse=True)}\n\n"
         "## Perplexity\n\nSmolLM2-135M-Instruct in fp32 over docs/method.md: lm-eval through /v1/completions (token "
         "ids, echo, logprobs 1, max_tokens 1), and the code of perplexity_eval on the weights, over the same windows."

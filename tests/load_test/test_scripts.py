@@ -139,10 +139,13 @@ def test_the_sweep_finds_what_the_slots_carry(
     call: Callable[..., None], fake_server: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "sweep.json"
-    call("load_sweep", *small(fake_server, tmp_path)[:-6], "--timeout", 10, "--log", tmp_path / "log", "--duration", 2,
-         "--percentile", 0.9, "--confidence", 0.9, "--loads", 0.5, 0.8, 1.6, "--refinements", 1, "--out", out,
-         "--concurrency", 8)  # fmt: skip
-    record = read(out, SweepRecord)
+    for _ in range(TRIES):
+        call("load_sweep", *small(fake_server, tmp_path)[:-6], "--timeout", 10, "--log", tmp_path / "log",
+             "--duration", 2, "--percentile", 0.9, "--confidence", 0.9, "--loads", 0.5, 0.8, 1.6, "--refinements", 1,
+             "--out", out, "--concurrency", 8)  # fmt: skip
+        record = read(out, SweepRecord)
+        if all(one.run.valid for one in record.points):
+            break
     assert record.capacity_per_s == pytest.approx(SLOTS_PER_S, rel=0.12)
     assert record.capacity_tokens_per_s == pytest.approx(4 * SLOTS_PER_S, rel=0.12)
     assert record.highest_rate_per_s
