@@ -108,7 +108,7 @@ def _row(machine: Machine, pair: str, anchor: str, rows: Sequence[CaseRow], spee
     tone = "bad" if gate_failed(gate) else mark.tone
     cells = {
         "verdict": StatCell(mark.word, float(-URGENT_FIRST.index(name)), badge=mark),
-        "pays": StatCell(f"{paying} of {len(rows)}", paying / len(rows) if rows else -1.0),
+        "pays": _pays(paying, len(rows), gate),
         "speedup": _speedup(measured, speed),
         "roofline": _roofline(measured),
         "memory": _memory_cell(measured, memory),
@@ -119,6 +119,13 @@ def _row(machine: Machine, pair: str, anchor: str, rows: Sequence[CaseRow], spee
         "took": _took(measured),
     }
     return StatRow(machine.hardware.key, pair, anchor, tone, [cells[column.name] for column in COLUMNS])
+
+
+def _pays(paying: int, cases: int, gate: Verdict | None) -> StatCell:
+    text = f"{paying} of {cases}"
+    mark = Badge("✗", f"{text}, fast but wrong", "bad") if gate_failed(gate) else None
+    mark = mark or (Badge("✓", text, "good") if paying else Badge("–", text, "quiet"))
+    return StatCell(text, paying / cases if cases else -1.0, badge=mark)
 
 
 def _log_scale(values: Sequence[float]) -> Scale:

@@ -53,6 +53,7 @@ def test_pays_only_where_its_accuracy_gate_did_not_fail(folder: Path, outcome: V
     assert summary.headline(machine).pays == ([pair] if pays else [])
     (row,) = overview.stat_rows([machine], [{}])
     assert row.tone == ("good" if pays else "bad"), "fast but wrong is not a win"
+    assert [cell.badge.sign for cell in row.cells if cell.badge][1] == ("✓" if pays else "✗")
 
 
 def test_a_pair_is_called_by_what_asks_most_for_a_look(folder: Path) -> None:
