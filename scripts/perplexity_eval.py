@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
     model_record = results.read(arguments.model / "model.json", results.ModelRecord)
     text_record = results.read(arguments.text_record, results.TextRecord)
     config = read_config(arguments.model / "config.json")
-    for name in ("window_tokens", "served_window_tokens"):
+    for name in ("window_tokens", "served_window_tokens")[: 2 if arguments.paths else 1]:
         if getattr(arguments, name) > config.max_position_embeddings:
             option = name.replace("_", "-")
             raise UserError(
