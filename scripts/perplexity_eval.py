@@ -21,9 +21,10 @@ import torch
 
 from serveproof import results, script
 from serveproof.accuracy_records import PerplexityRecord, ServedPath
+from serveproof.bench.greedy import make_prompts
 from serveproof.bench.perplexity import KNOWN, Samples, as_reference, evaluate, evaluated_precisions, left_out, score
 from serveproof.bench.sensitivity import KINDS, quantizing, sensitivity
-from serveproof.bench.served import PATHS, Problem, check_paths, make_prompts, serve_all
+from serveproof.bench.served import PATHS, Problem, check_paths, serve_all
 from serveproof.bench.windows import Integers, window_plan
 from serveproof.engine.calibration import CALIBRATED
 from serveproof.engine.config import read_config
@@ -109,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
     model_record = results.read(arguments.model / "model.json", results.ModelRecord)
     text_record = results.read(arguments.text_record, results.TextRecord)
     config = read_config(arguments.model / "config.json")
-    for name in ("window_tokens", "served_window_tokens"):
+    for name in ("window_tokens", "served_window_tokens")[: 2 if arguments.paths else 1]:
         if getattr(arguments, name) > config.max_position_embeddings:
             option = name.replace("_", "-")
             raise UserError(

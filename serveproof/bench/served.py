@@ -2,8 +2,7 @@
 
 Prompts are the same windows that the model without a cache is scored on. Their scores come from the engine itself (a
 request's prompt_logprobs), through its pages, chunks, graphs, weights, cache and ranks. Drafts never touch a prompt, so
-speculation is scored on the tokens that its drafts verified. Greedy answers to fixed prompts are held against the model
-token by token: while all tokens before are equal, equal choices mean equal answers.
+speculation is scored on the tokens that its drafts verified.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from serveproof.accuracy_records import GreedyCheck, ServedPath
+from serveproof.accuracy_records import ServedPath
 from serveproof.bench import ranks
 from serveproof.bench.divergence import Reference, Scores, divergence, kl_and_agreement
+from serveproof.bench.greedy import ANSWER_TOKENS, PROMPT_TOKENS, answer, held_against
 from serveproof.bench.windows import Integers, Window, paired_difference, relative_percent, window_of
 from serveproof.engine.config import read_config
 from serveproof.engine.engine import Engine
@@ -36,7 +36,6 @@ from serveproof.engine.start import Settings, start_with
 from serveproof.errors import UserError
 from serveproof.orphans import die_with_parent
 
-PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 4, 32, 24
 TOKEN_BUDGET, RUNNING = 128, 4
 EAGER = {"fused": False, "graphs": False}
 DRAFTS = 3
@@ -90,27 +89,6 @@ class Problem:
     tokens: Integers
     plan: list[Window]
     prompts: list[list[int]]
-
-
-@dataclass
-class Answers:
-    """Greedy answers: tokens of each prompt, the NLL of each as the engine gave it, accepted drafts of all."""
-
-    tokens: list[list[int]]
-    nll_nats: list[list[float]]
-    drafts: int
-
-
-def make_prompts(tokens: Integers) -> list[list[int]]:
-    """Fixed prompts from a text's end: every second repeats its first half, so that n-gram drafts find something."""
-    if len(tokens) < PROMPTS * PROMPT_TOKENS:
-        raise UserError(
-            f"the text has {len(tokens)} tokens, and {PROMPTS} prompts take {PROMPT_TOKENS} each; give a longer text, "
-            f"or no paths"
-        )
-    pieces = np.asarray(tokens[-PROMPTS * PROMPT_TOKENS :]).reshape(PROMPTS, PROMPT_TOKENS).tolist()
-    half = PROMPT_TOKENS // 2
-    return [piece[:half] * 2 if number % 2 else piece for number, piece in enumerate(pieces)]
 
 
 def check_paths(names: list[str]) -> None:
@@ -172,46 +150,6 @@ def score_served(engine: Engine, problem: Problem, reference: Reference | None) 
     if np.isnan(nll).any():
         raise RuntimeError(f"the engine scored {count - int(np.isnan(nll).sum())} of {count} tokens")
     return Scores(nll, kl, agrees, every) if reference else Scores(nll)
-
-
-def answer(engine: Engine, prompts: list[list[int]]) -> Answers:
-    """The engine's greedy answers, with the log-probability that it gave each of its tokens."""
-    found = Answers([[] for _ in prompts], [[] for _ in prompts], 0)
-    for number, prompt in enumerate(prompts):
-        engine.add(str(number), prompt, SamplingParams(max_tokens=ANSWER_TOKENS, ignore_eos=True, logprobs=0))
-    while engine.busy:
-        for output in engine.step():
-            number = int(output.request_id)
-            found.tokens[number] += output.tokens
-            pairs = zip(output.tokens, output.logprobs, strict=True)
-            found.nll_nats[number] += [-own[token] for token, own in pairs]
-            found.drafts += max(0, len(output.tokens) - 1)
-    return found
-
-
-@torch.inference_mode()
-def held_against(model: Llama, prompts: list[list[int]], answers: Answers) -> tuple[GreedyCheck, list[list[float]]]:
-    """The answers against the model's own greedy choices, and the model's NLL of each of their tokens.
-
-    One forward pass over prompt and answer: up to the first other token this is what decoding token by token gives.
-    """
-    first: list[int | None] = []
-    gap, nll = 0.0, []
-    device = model.embed_tokens.weight.device
-    for prompt, own in zip(prompts, answers.tokens, strict=True):
-        hidden_LD = model.full(torch.tensor([prompt + own], device=device))[0]
-        log_p_AV = model.logits(hidden_LD[len(prompt) - 1 : -1]).float().log_softmax(-1)
-        tokens_A = torch.tensor(own, device=device)
-        chosen_A = log_p_AV.gather(1, tokens_A[:, None])[:, 0]
-        nll.append((-chosen_A).tolist())
-        # a tie is no other choice: bf16 logits often have one
-        short_A = log_p_AV.max(-1).values - chosen_A
-        others = (short_A > 0).nonzero()[:, 0].tolist()
-        first.append(others[0] if others else None)
-        gap = max(gap, float(short_A[others[0]]) if others else 0.0)
-    count = sum(map(len, answers.tokens))
-    check = GreedyCheck(len(prompts), count, first.count(None), first, gap, answers.drafts)
-    return check, nll
 
 
 def _both(model: Llama, path: Path, problem: Problem, device: str, reference: Reference | None) -> Any:

@@ -131,8 +131,8 @@ def quantize_weight(weight_NK: Tensor, precision: Precision) -> tuple[Tensor, Te
     if precision.granularity == "mx":
         exponent = torch.frexp(largest).exponent - 1 - E4M3_EXPONENT
         scale = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), torch.ones_like(largest))
-    # Clamped because the division may round just above the largest value, and torch releases differ on what a cast to
-    # e4m3 does there.
+    # Clamped because the division may round just above the largest value; what a cast to e4m3 does there differs from
+    # one torch to the next.
     scaled_NK = (weight_NK / spread(scale, precision, weight_NK.shape)).clamp(-format_max, format_max)
     if precision.weight_dtype == torch.int8:
         scaled_NK = scaled_NK.round()

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serveproof.bench.divergence import kl_and_agreement
+from serveproof.bench.greedy import Answers, held_against, make_prompts
 from serveproof.bench.perplexity import as_reference, score
 from serveproof.bench.sensitivity import KINDS, sensitivity
-from serveproof.bench.served import PATHS, Answers, Problem, held_against, make_prompts, serve_all, settings_of
+from serveproof.bench.served import PATHS, Problem, serve_all, settings_of
 from serveproof.bench.windows import window_plan
 from serveproof.engine.loader import load_model
 from serveproof.engine.model import Llama

@@ -113,8 +113,9 @@ def test_bad_input_is_one_line(
     assert "this machine is 'cpu'" in error("--key", "h200")
     assert "tokens fill one window of 64" in error("--tokens", 60)
     assert "path 'fast' is unknown; there are paged, chunked" in error("--paths", "fast")
-    assert "of 48: serve more tokens" in error("--paths", "paged", "--served-tokens", 40, "--served-window-tokens", 48)
-    assert "--served-window-tokens 300 is more than" in error("--served-window-tokens", 300)
+    small = ("--paths", "paged", "--served-stride-tokens", 32, "--served-window-tokens")
+    assert "of 48: serve more tokens" in error(*small, 48, "--served-tokens", 40)
+    assert "--served-window-tokens 300 is more than" in error(*small, 300)
     assert "sensitivity: precision 'fp32' quantizes" in error(
         "--sensitivity-precision", "fp32", "--sensitivity-tokens", 9
     )
