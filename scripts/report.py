@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def work(arguments: argparse.Namespace) -> None:
     """Collect, render, write."""
-    machines = [collect(folder, arguments.pairs) for folder in arguments.results]
+    machines = [collect(folder, arguments.pairs, arguments.records) for folder in arguments.results]
     if arguments.provenance:
         origin = results.read(arguments.provenance, results.Provenance)
     else:
@@ -32,6 +32,9 @@ def main() -> None:
     parser = script.parser(__doc__ or "")
     parser.add_argument("--results", type=Path, nargs="+", required=True, help="results/{hardware}, one or more")
     parser.add_argument("--pairs", nargs="+", help="the pairs to show; all that the folders hold by default")
+    parser.add_argument(
+        "--records", type=Path, nargs="*", help="profiles, ladder, ranks and load tests of this run; by default all"
+    )
     parser.add_argument("--provenance", type=Path, help="JSON of results.Provenance; without it, of this checkout, now")
     parser.add_argument("--out", type=Path, default=Path("reports/index.html"), help="the page to write")
     script.run(work, parser.parse_args())

@@ -191,4 +191,5 @@ def _rope_scaling(rope: dict[str, Any], context: int, where: str) -> RopeScaling
             beta_slow=float(rope.get("beta_slow") or 1.0),
             attention_factor=float(rope.get("attention_factor") or 0.1 * math.log(factor) + 1.0),
         )
-    raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; supported are default, linear, dynamic, llama3 and yarn")
+    known = "default, linear, dynamic, llama3 and yarn"
+    raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; supported are {known}")
