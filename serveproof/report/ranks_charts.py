@@ -1,4 +1,4 @@
-"""Charts of several ranks: bandwidth between peers, all-reduce by size, hand-over against recompute, experts."""
+"""Charts of several ranks: bandwidth between peers, collectives by size, hand-over against recompute, experts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from serveproof.distributed_records import RankedRecord
+from serveproof.distributed_records import CollectivePoint, RankedRecord
 from serveproof.report import charts
 from serveproof.report.charts import Chart, Column
 from serveproof.report.numbers import figure
@@ -18,7 +18,7 @@ WAYS = [charts.OPTIMIZED, charts.BASELINE, charts.THIRD, charts.MUTED]
 
 def of(record: RankedRecord) -> list[Chart]:
     """Every chart that the record has something for."""
-    found = (matrix(record), all_reduce(record), hand_over(record), expert_layers(record))
+    found = (matrix(record), all_reduce(record), others(record), hand_over(record), expert_layers(record))
     return [chart for chart in found if chart is not None]
 
 
@@ -60,9 +60,28 @@ def _listed(rows: Sequence[dict[str, Any]]) -> str:
 
 def all_reduce(record: RankedRecord) -> Chart | None:
     """Time of an all-reduce by size, a line each way of making it."""
+    points = [(one.by, one) for one in record.collectives if one.collective == "all_reduce"]
+    caption = "All-reduce of bfloat16, the slowest rank's time; checked exactly at each size before it was timed."
+    return _by_size(
+        points, ("All-reduce by size", caption, "Time of an all-reduce against its bytes, one line a way of making it")
+    )
+
+
+def others(record: RankedRecord) -> Chart | None:
+    """Time of the other collectives by size, a line each."""
+    points = [(one.collective, one) for one in record.collectives if one.collective != "all_reduce"]
+    caption = (
+        f"bfloat16 over {record.backend}, the whole tensor's bytes, the slowest rank's time; checked exactly before."
+    )
+    return _by_size(
+        points, ("Other collectives by size", caption, "Time of a collective against its bytes, one line each")
+    )
+
+
+def _by_size(points: Sequence[tuple[str, CollectivePoint]], words: tuple[str, str, str]) -> Chart | None:
     rows = [
-        {"way": one.by, "size": one.bytes, "us": one.time.value, "bus": one.bus_bandwidth_bytes_per_s}
-        for one in record.collectives
+        {"way": way, "size": one.bytes, "us": one.time.value, "bus": one.bus_bandwidth_bytes_per_s}
+        for way, one in points
     ]
     if not rows:
         return None
@@ -79,8 +98,6 @@ def all_reduce(record: RankedRecord) -> Chart | None:
             **encoding, shape=alt.Shape("way:N", legend=None), tooltip=["way:N", "size:Q", "us:Q", "bus:Q"]
         ),
     ]
-    caption = "All-reduce of bfloat16, the slowest rank's time; checked exactly at each size before it was timed."
-    words = ("All-reduce by size", caption, "Time of an all-reduce against its bytes, one line a way of making it")
     columns = [
         Column("way", "by"),
         Column("size", "bytes"),

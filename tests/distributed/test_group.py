@@ -45,7 +45,12 @@ def test_two_nodes_of_one_rank_each_meet_over_loopback(start: Started, tmp_path:
     assert statuses.pop("tensor_parallel_speed") == "skipped"
     assert set(statuses.values()) == {"passed"}, statuses
     assert {"tensor_parallel_logits", "expert_parallel_layer", "dead_rank_is_noticed"} <= statuses.keys()
-    assert {point.bytes for point in record.collectives} == {2**12, 2**16, 2**20}
+    timed = {(point.collective, point.bytes) for point in record.collectives}
+    names = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
+    assert timed == {(name, size) for name in names for size in (2**12, 2**16, 2**20)}
+    for one in record.collectives:
+        share = {"all_reduce": 1.0, "broadcast": 1.0}.get(one.collective, 0.5)
+        assert one.bus_bandwidth_bytes_per_s == pytest.approx(1e6 * share * one.bytes / one.time.value)
     assert record.matrix is not None
     assert record.matrix.bandwidth_bytes_per_s[0][1] > 1e6
     assert record.matrix.bandwidth_bytes_per_s[0][0] is None

@@ -46,7 +46,8 @@ def record(text: str = "") -> RankedRecord:
             RankedCase("tensor_parallel_speed", {}, "skipped", "no model was named"),
         ],
         provenance=fake_results.provenance(),
-        collectives=[CollectivePoint("all_reduce", by, 8192, near(7, "us"), 1e9) for by in ("nccl", "push")],
+        collectives=[CollectivePoint("all_reduce", by, 8192, near(7, "us"), 1e9) for by in ("nccl", "push")]
+        + [CollectivePoint("all_to_all", "nccl", size, near(9, "us"), 2e9) for size in (4096, 8192, 16384)],
         matrix=PeerMatrix([[None, 4.4e11], [4.5e11, None]], 4.77e11, [f"GPU 0: 18 NVLinks active{text}"], "copies"),
         hand_overs=[HandOverPoint(512, 2**20, "symmetric memory", near(1), near(2), near(8), near(4, "x"), True)],
         expert_layers=[
@@ -67,9 +68,10 @@ def page_with(folder: Path, made: RankedRecord) -> str:
 def test_every_chart_draws_what_the_record_holds() -> None:
     drawn = {chart.title: chart for chart in ranks_charts.of(record())}
     assert drawn.keys() == {
-        "Bandwidth between ranks", "All-reduce by size", "Hand-over of the cache against recompute",
-        "A layer of experts by imbalance",
+        "Bandwidth between ranks", "All-reduce by size", "Other collectives by size",
+        "Hand-over of the cache against recompute", "A layer of experts by imbalance",
     }  # fmt: skip
+    assert [len(drawn[f"{name} by size"].rows) for name in ("All-reduce", "Other collectives")] == [2, 3]
     assert len(drawn["Bandwidth between ranks"].rows) == 2, "a rank's bandwidth to itself is no figure"
     assert "477\u00a0GB/s" in drawn["Bandwidth between ranks"].caption
     assert len(drawn["Hand-over of the cache against recompute"].rows) == 2
