@@ -73,6 +73,8 @@ def tensor_parallel_speed(ranks: Ranks, arguments: argparse.Namespace) -> Ranked
 def work(arguments: argparse.Namespace, ranks: Ranks) -> None:
     dense, sparse = equality.config_for(ranks.world), equality.config_for(ranks.world, experts=True)
     where = ranks.device.type
+    if arguments.speed_model != "none":  # before minutes of work
+        ranks.together(lambda: find_model(arguments.speed_model))
     cases = collectives.right(ranks)
     sizes = arguments.sizes or SIZES[where]
     points, by_size = collectives.all_reduce_by_size(ranks, sizes)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serveproof.distributed.group import disagreement, sha_of
+from serveproof.distributed.group import disagreement, miscounted, sha_of
 from tests.distributed.conftest import ROOT, Started, ended, lines_of
 
 VALIDATION = "scripts/multi_gpu_validation.py"
@@ -33,6 +33,29 @@ def test_experts_that_do_not_divide(start: Started) -> None:
     assert code != 0
     (line,) = lines_of(output)
     assert "num_experts 16 does not divide by 3 ranks" in line
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("moe_performance_benchmark.py --tokens 0", "--tokens is 0; give 1 or more"),
+        ("synthetic_moe_inference_benchmark.py --layers 99", "--layers 99: moe-tiny has 2"),
+        ("multi_gpu_validation.py --speed-model nowhere", "--model nowhere: no such directory"),
+    ],
+)
+def test_an_argument_that_can_not_be(start: Started, command: str, told: str) -> None:
+    code, output = ended(start(*f"scripts/{command}".split()))
+    assert code != 0
+    (line,) = lines_of(output)
+    assert told in line
+    assert "Traceback" not in output
+
+
+def test_counts_are_at_least_one() -> None:
+    assert miscounted({"seed": 0, "layers": 0, "validate": False, "model": "tiny", "sizes": [1, 4], "runs": 1}) == ""
+    assert miscounted({"sizes": [4, 0]}) == "--sizes is 0; give 1 or more"
+    assert miscounted({"max_running": -1}) == "--max-running is -1; give 1 or more"
+    assert miscounted({"layers": -1}) == "--layers is -1; give 0 or more"
 
 
 def test_a_rank_without_a_gpu(start: Started) -> None:
