@@ -51,6 +51,7 @@ test-clients: $(TESTS) $(CLIENTS) ## guidellm, aiperf and lm-eval against the se
 bench: $(READY)  ## how well this machine can detect a slowdown, from the samples of the last run; how fast the load client is
 	$(PY) scripts/detection_rates.py --samples results/*/pairs/*/samples.parquet
 	$(PY) scripts/load_client_benchmark.py
+	$(PY) scripts/ranges_benchmark.py
 
 slurm-check: $(READY) ## whether the SLURM cluster at hand can take a run; e.g. ARGS="--configfile config/smoke.yaml"
 	$(PY) scripts/slurm_check.py $(ARGS)
