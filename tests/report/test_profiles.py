@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from serveproof import results
@@ -107,3 +108,12 @@ def test_what_an_earlier_run_left_is_not_shown(folder: Path) -> None:
     none = collect(folder, records=[])
     assert not any(pair.profile for pair in none.pairs)
     assert not [one for one in none.absent if "profile" in one.what or "Ladder" in one.what]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(12.0, False), (25.0, True)])
+def test_a_profile_that_took_longer_than_the_measurement_says_so(folder: Path, seconds: float, told: bool) -> None:
+    fake_profiles.write_pair(folder, "flash_sdp", "causal")
+    path = folder / "pairs/flash_sdp/profile.json"
+    record = results.read(path, ProfileRecord)
+    results.write(path, msgspec.structs.replace(record, mode="minimal", seconds=seconds))
+    assert ("which should at most double it" in page_of(folder)) is told
