@@ -59,6 +59,7 @@ bench: $(READY)  ## how well this machine can detect a slowdown, from the sample
 	$(PY) scripts/detection_rates.py --samples results/*/pairs/*/samples.parquet
 	$(PY) scripts/load_client_benchmark.py
 	$(PY) scripts/server_benchmark.py --model results/inputs/model
+	$(PY) scripts/ranges_benchmark.py
 
 slurm-check: $(READY) ## whether the SLURM cluster at hand can take a run; e.g. ARGS="--configfile config/smoke.yaml"
 	$(PY) scripts/slurm_check.py $(ARGS)

@@ -111,6 +111,8 @@ rule report:
             os.path.dirname(path) for path in input.hardware
         ],
         pairs=PAIRS,
+    # --records: what an earlier run left in the folders is no part of this one's report
     shell:
         "python3 scripts/report.py --results {params.results:q} --pairs {params.pairs:q}"
+        " --records {input.profiles:q} {input.decoder:q} {input.ladder:q} {input.ranked:q} {input.serving:q}"
         " --public {input.public:q} --out {output:q} --log {log:q}"

@@ -2,7 +2,8 @@
 could do at best by its measured ceilings.
 
 --model is a directory of real weights, or llama-1b, llama-8b or a config.json, which get seeded random weights.
---peer transformers runs its continuous batching on the same requests in a process of its own.
+--peer transformers runs its continuous batching on the same requests in a process of its own; --peer llama.cpp its
+server on --gguf, the file that the model came from.
 
 Needs the machine alone: it waits for its lease. Prints a table. Writes an EngineRecord to --out; without it nothing.
 """
@@ -21,12 +22,13 @@ import torch
 
 from serveproof import script
 from serveproof.bench import engine_load
-from serveproof.bench.peer_transformers import PeerJob
+from serveproof.bench.peer_job import PeerJob
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
 from serveproof.engine.loader import find_model, load_or_draw, model_name
 from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.start import COMPUTE, Settings, start_with
+from serveproof.errors import UserError
 from serveproof.hardware import ceilings
 from serveproof.hardware.key import device_of
 from serveproof.hardware.start import start_torch
@@ -37,19 +39,20 @@ from serveproof.serving_results import EngineRecord, PeerLoad
 
 WEIGHT_BYTES = {None: 0.0, "int8": 1.0, "int4": 0.5 + 4 / 32, "fp8": 1.0}
 TOKEN_PROMPT, TOKEN_COUNT = 128, 64
+PEERS = {
+    "transformers": "serveproof.bench.peer_transformers",
+    "llama.cpp": "serveproof.bench.peer_llama_cpp",
+}
 
 
 def peer(arguments: argparse.Namespace, settings: Settings, load: engine_load.Load) -> PeerLoad:
-    """The same load through transformers, started after this process has given its GPU memory back."""
-    job = PeerJob(
-        str(find_model(arguments.model)), settings.device, settings.dtype, arguments.threads, load.prompts, load.outputs
-    )
+    """The same load through a peer, started after this process has given its GPU memory back."""
+    model = arguments.gguf if arguments.peer == "llama.cpp" else find_model(arguments.model)
+    job = PeerJob(str(model), settings.device, settings.dtype, arguments.threads, load.prompts, load.outputs)
     with tempfile.TemporaryDirectory(prefix="serveproof-") as folder:
         asked, answered = Path(folder, "job.json"), Path(folder, "reply.json")
         asked.write_bytes(msgspec.json.encode(job))
-        subprocess.run(
-            [sys.executable, "-m", "serveproof.bench.peer_transformers", asked, answered], check=True, cwd=ROOT
-        )
+        subprocess.run([sys.executable, "-m", PEERS[arguments.peer], asked, answered], check=True, cwd=ROOT)
         return msgspec.json.decode(answered.read_bytes(), type=PeerLoad)
 
 
@@ -63,6 +66,8 @@ def ceilings_of(arguments: argparse.Namespace, device: str) -> tuple[str, Ceilin
 
 
 def work(arguments: argparse.Namespace) -> None:
+    if arguments.peer == "llama.cpp" and not (arguments.gguf and arguments.gguf.is_file()):
+        raise UserError(f"--gguf {arguments.gguf}: no such file; --peer llama.cpp needs the model as a GGUF")
     device = device_of(arguments.key)
     start_torch(device, arguments.threads)
     settings = Settings(
@@ -184,7 +189,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="torch.compile of the repeated block")
     parser.add_argument("--no-graphs", action="store_true", help="no CUDA graphs")
-    parser.add_argument("--peer", choices=["transformers"])
+    parser.add_argument("--peer", choices=PEERS)
+    parser.add_argument("--gguf", type=Path, help="what --peer llama.cpp reads")
     parser.add_argument("--out", type=Path, help="write the record here, as JSON")
     script.run(work, parser.parse_args())
 

@@ -1,8 +1,8 @@
 """Whether several ranks compute what one computes, and what their links carry: scripts/start_ranks.py starts it.
 
-Collectives exact, and all-reduce by size; NVLink's topology and the bandwidth between peers; tensor-parallel logits,
-expert-parallel layers and every step of the engine equal to one rank's; a rank that dies noticed by the others. With
---speed-model, the engine's time a token over all ranks against one.
+Collectives exact, and their time and bandwidth by size; NVLink's topology and the bandwidth between peers;
+tensor-parallel logits, expert-parallel layers and every step of the engine equal to one rank's; a rank that dies
+noticed by the others. With --speed-model, the engine's time a token over all ranks against one.
 
 Needs two ranks or more. Writes a RankedRecord to --out; without it nothing. Exit code 1 when a check fails.
 """
@@ -74,8 +74,12 @@ def tensor_parallel_speed(ranks: Ranks, arguments: argparse.Namespace) -> Ranked
 def work(arguments: argparse.Namespace, ranks: Ranks) -> None:
     dense, sparse = equality.config_for(ranks.world), equality.config_for(ranks.world, experts=True)
     where = ranks.device.type
+    if arguments.speed_model != "none":  # before minutes of work
+        ranks.together(lambda: find_model(arguments.speed_model))
     cases = collectives.right(ranks)
-    points, by_size = collectives.all_reduce_by_size(ranks, arguments.sizes or SIZES[where])
+    sizes = arguments.sizes or SIZES[where]
+    points, by_size = collectives.all_reduce_by_size(ranks, sizes)
+    points += collectives.others_by_size(ranks, sizes)
     matrix, peers = topology.peer_bandwidth(ranks, PEER_BYTES[where])
     cases += [*by_size, peers]
     cases.append(equality.tensor_parallel_logits(ranks, dense))
@@ -89,7 +93,7 @@ def work(arguments: argparse.Namespace, ranks: Ranks) -> None:
 
 def main() -> None:
     parser = record.parser(__doc__ or "")
-    parser.add_argument("--sizes", type=int, nargs="+", help="bytes of the all-reduces that are timed")
+    parser.add_argument("--sizes", type=int, nargs="+", help="bytes of the collectives that are timed")
     parser.add_argument("--speed-model", default="none", help="llama-8b, a directory or a config.json: time its tokens")
     parser.add_argument("--dtype", default="bf16", choices=COMPUTE, help="of --speed-model")
     parser.add_argument("--runs", type=int, default=5, help="of --speed-model, each way")

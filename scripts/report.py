@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def work(arguments: argparse.Namespace) -> None:
     """Collect, render, write."""
-    machines = [collect(folder, arguments.pairs) for folder in arguments.results]
+    machines = [collect(folder, arguments.pairs, arguments.records) for folder in arguments.results]
     if arguments.provenance:
         origin = results.read(arguments.provenance, results.Provenance)
     else:
@@ -39,6 +39,9 @@ def main() -> None:
         "--public", type=Path, nargs="*", default=[ROOT / "expectations_b200.json"],
         help="expectations of which the public records stand beside cases of the same shapes, marked as not measured",
     )  # fmt: skip
+    parser.add_argument(
+        "--records", type=Path, nargs="*", help="profiles, ladder, ranks and load tests of this run; by default all"
+    )
     parser.add_argument("--provenance", type=Path, help="JSON of results.Provenance; without it, of this checkout, now")
     parser.add_argument("--out", type=Path, default=Path("reports/index.html"), help="the page to write")
     script.run(work, parser.parse_args())

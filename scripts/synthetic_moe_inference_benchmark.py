@@ -41,6 +41,8 @@ def config_of(arguments: argparse.Namespace) -> ModelConfig:
     config = read_config(path / "config.json" if path.is_dir() else path)
     if config.experts is None:
         raise UserError(f"--model {arguments.model}: has no experts; name a Mixtral or Qwen3-MoE, such as moe-tiny")
+    if arguments.layers > config.num_hidden_layers:
+        raise UserError(f"--layers {arguments.layers}: {arguments.model} has {config.num_hidden_layers}")
     return replace(config, num_hidden_layers=arguments.layers or config.num_hidden_layers)
 
 

@@ -31,7 +31,8 @@ class RankedCase(Record):
 
 
 class CollectivePoint(Record):
-    """One collective at one size. bus bandwidth: nccl-tests', 2 (n - 1) / n of the tensor in the time, for n ranks."""
+    """One collective at one size, the whole tensor's bytes. bus bandwidth: nccl-tests', what each rank must move at
+    least over the time; for n ranks 2 (n - 1) / n of an all-reduce's tensor."""
 
     collective: str
     by: str

@@ -33,6 +33,10 @@ def ranged(name: str, function: F) -> F:
 
     @functools.wraps(function)
     def inside(*arguments: Any, **named: Any) -> Any:
+        import torch
+
+        if torch.compiler.is_compiling():  # a range would break the graph; compiled code is one piece
+            return function(*arguments, **named)
         with _named(name):
             return function(*arguments, **named)
 

@@ -1,12 +1,10 @@
 """transformers' continuous batching over the same requests, in a process of its own: the peer of engine_benchmark.
 
-python -m serveproof.bench.peer_transformers JOB.json REPLY.json. The engine's load is read from the job; a model
-directory is loaded, a bare config.json gets random weights of the same shape.
+A model directory is loaded, a bare config.json gets random weights of the same shape.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,11 @@ import msgspec
 import torch
 import transformers
 
+from serveproof.bench.peer_job import PeerJob, answer
 from serveproof.engine.kv_cache import DTYPES
-from serveproof.results import Record
 from serveproof.serving_results import PeerLoad
 
-
-class PeerJob(Record):
-    """What to run: `model` is a directory, or a config.json for random weights."""
-
-    model: str
-    device: str
-    dtype: str
-    threads: int
-    prompts: list[list[int]]
-    outputs: list[int]
+NAME = "transformers continuous batching"
 
 
 def load(job: PeerJob) -> Any:
@@ -54,7 +43,7 @@ def run(job: PeerJob) -> PeerLoad:
     finally:
         manager.stop(block=True, timeout=30)
     return PeerLoad(
-        name="transformers continuous batching",
+        name=NAME,
         version=transformers.__version__,
         output_tokens=tokens,
         seconds=seconds,
@@ -79,24 +68,15 @@ def _drive(manager: Any, prompts: list[list[int]], outputs: list[int]) -> int:
     return tokens
 
 
-def main() -> None:
-    """Run the job that the first argument names; a failure is a PeerLoad with its reason."""
-    job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=PeerJob)
+def _on_threads(job: PeerJob) -> PeerLoad:
     torch.set_num_threads(job.threads)
-    try:
-        with torch.inference_mode():
-            reply = run(job)
-    except Exception as error:
-        first = (str(error).splitlines() or [""])[0]
-        reply = PeerLoad(
-            "transformers continuous batching",
-            transformers.__version__,
-            0,
-            None,
-            None,
-            f"{type(error).__name__}: {first}",
-        )
-    Path(sys.argv[2]).write_bytes(msgspec.json.encode(reply))
+    with torch.inference_mode():
+        return run(job)
+
+
+def main() -> None:
+    """Answer the job on the command line."""
+    answer(NAME, transformers.__version__, _on_threads)
 
 
 if __name__ == "__main__":

@@ -171,6 +171,32 @@ def all_reduce_by_size(ranks: Ranks, sizes: list[int]) -> tuple[list[CollectiveP
     return points, cases
 
 
+def _others(ranks: Ranks, elements: int) -> dict[str, Call]:
+    """The collectives but all-reduce, over a tensor of `elements` bfloat16, a share a rank where there are shares."""
+    whole = torch.zeros(elements, dtype=torch.bfloat16, device=ranks.device)
+    other, share = torch.zeros_like(whole), torch.zeros_like(whole[: elements // ranks.world])
+    return {
+        "all_gather": partial(gather_rows, whole, share),
+        "reduce_scatter": partial(scatter_sums, share, whole),
+        "all_to_all": partial(dist.all_to_all_single, other, whole),
+        "broadcast": partial(dist.broadcast, whole, 0),
+    }
+
+
+def others_by_size(ranks: Ranks, sizes: list[int]) -> list[CollectivePoint]:
+    """Time and bus bandwidth of every other collective; `right` has checked them. A size is rounded down to shares."""
+    points = []
+    for size in sizes if ranks.world > 1 else []:
+        elements = max(size // 2 // ranks.world, 1) * ranks.world
+        for name, call in _others(ranks, elements).items():
+            time_ms = timed(ranks, call)
+            # what a rank must move at least: nccl-tests, doc/PERFORMANCE.md
+            moved = 2 * elements * (1.0 if name == "broadcast" else (ranks.world - 1) / ranks.world)
+            bus = 1e3 * moved / time_ms.value
+            points.append(CollectivePoint(name, ranks.backend, 2 * elements, scaled(time_ms, 1e3, "us"), bus))
+    return points
+
+
 def peer_ways(ranks: Ranks) -> dict[str, Callable[[int], tuple[Tensor, Call]] | None]:
     """Our kernels over symmetric memory: name -> make(elements) -> (the tensor, a call in place)."""
     from serveproof.ops import peer_all_reduce, peer_memory

@@ -34,6 +34,8 @@ LIMIT_S = 120.0
 PREFIX = "serveproof"
 # Not part of what ranks must agree on: where files go, and what names a rank.
 OWN = ("log", "out")
+# arguments that may be 0; every other number counts something
+MAY_BE_NONE = ("seed", "layers")
 
 
 class SharedError(UserError):
@@ -133,6 +135,16 @@ def disagreement(configs: list[dict[str, Any]]) -> str:
     return ""
 
 
+def miscounted(config: dict[str, Any]) -> str:
+    """'' unless a script was told to do something less than once; then which argument."""
+    for name, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        counts = [one for one in numbers if isinstance(one, int) and not isinstance(one, bool)]
+        if any(one < (0 if name in MAY_BE_NONE else 1) for one in counts):
+            return f"--{name.replace('_', '-')} is {min(counts)}; give {0 if name in MAY_BE_NONE else 1} or more"
+    return ""
+
+
 def _own_problem(device: str, rank: int, local: int) -> str:
     if device != "cuda":
         return ""
@@ -199,7 +211,7 @@ def joined(
     if world > 1:
         store = _store(rank, limit)
     try:
-        _meet(store, rank, world, config, _own_problem(device, rank, local), limit_s)
+        _meet(store, rank, world, config, miscounted(config) or _own_problem(device, rank, local), limit_s)
     except SharedError as error:
         _end_together(error, store, rank, world, log)
     backend = "gloo"

@@ -81,8 +81,13 @@ def prefill_side(ranks: Ranks, engine: Engine, slots: exchange.Exchange, prompt:
     dist.send(checksums(bytes_of(runner.cache, blocks)), peer)
 
 
-def decode_side(ranks: Ranks, engine: Engine, slots: exchange.Exchange, prompt: list[int], tokens: int) -> Trial:
-    """Take the pages in and answer; then forget them and compute the prompt here; then answer from one's own pages."""
+def decode_side(
+    ranks: Ranks, engine: Engine, slots: exchange.Exchange, prompt: list[int], tokens: int, corrupt: bool = False
+) -> Trial:
+    """Take the pages in and answer; then forget them and compute the prompt here; then answer from one's own pages.
+
+    corrupt: flip one bit of what has come, as a link might.
+    """
     peer, runner = ranks.rank - 1, runner_of(engine)
     engine.blocks.forget_kept()
     ranks.synchronize()
@@ -94,6 +99,8 @@ def decode_side(ranks: Ranks, engine: Engine, slots: exchange.Exchange, prompt: 
     places = list(range(len(blocks)))
     slots.put(peer, [], slots.own[:0])
     slots.landed(peer, places)
+    if corrupt:
+        slots.own[len(blocks) // 2, slots.own.shape[1] // 3] ^= 1
     write_bytes(runner.cache, blocks, slots.own[: len(blocks)])
     ranks.synchronize()
     transfer_s = time.perf_counter() - started

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-BEAT_S, SILENCE_S = 0.5, 15.0
+BEAT_S, SILENCE_S = 0.5, 10.0
 DONE = "done"
 
 

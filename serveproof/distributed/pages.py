@@ -15,7 +15,7 @@ from serveproof.engine.sequence import Step
 def bytes_of(cache: KVCache, blocks: list[int]) -> Tensor:
     """uint8 [n, bytes of a block over all layers, keys and values]; a copy."""
     picked = cache.pool[:, :, blocks].movedim(2, 0).contiguous()
-    return picked.view(len(blocks), -1).view(torch.uint8)
+    return picked.flatten(1).view(torch.uint8)
 
 
 def write_bytes(cache: KVCache, blocks: list[int], data: Tensor) -> None:

@@ -165,6 +165,10 @@ def _rope_scaling(rope: dict[str, Any], context: int, where: str) -> RopeScaling
     if float(rope.get("partial_rotary_factor", 1.0)) != 1.0:
         raise UserError(f"{where}: partial_rotary_factor is not supported; supported is {SUPPORTED}")
     kind = str(rope.get("rope_type") or rope.get("type") or "default")
+    if kind == "dynamic":
+        # NTK by length stretches only beyond max_position_embeddings, and there no request goes: start.py refuses it
+        float(rope["factor"])
+        return None
     if kind == "default":
         return None
     if kind == "linear":
@@ -187,4 +191,5 @@ def _rope_scaling(rope: dict[str, Any], context: int, where: str) -> RopeScaling
             beta_slow=float(rope.get("beta_slow") or 1.0),
             attention_factor=float(rope.get("attention_factor") or 0.1 * math.log(factor) + 1.0),
         )
-    raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; supported are default, linear, llama3 and yarn")
+    known = "default, linear, dynamic, llama3 and yarn"
+    raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; supported are {known}")

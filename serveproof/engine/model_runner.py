@@ -135,7 +135,8 @@ class ModelRunner:
         self._score_prompts(step, hidden_ND)
         picked = self._to_device(rows)
         logits_RV = self.model.logits(hidden_ND[picked])
-        tokens_R, finite_R = sampler.greedy(logits_RV)
+        with span("sample"):
+            tokens_R, finite_R = sampler.greedy(logits_RV)
         if sampling and not any(chunk.drafts for chunk in sampling):
             self.last[self._slots(sampling)] = tokens_R
         return logits_RV, tokens_R, finite_R, tensors.tokens_N[picked]

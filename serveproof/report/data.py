@@ -6,7 +6,7 @@ stopped half-way still gives a page; a file that is there but broken is a UserEr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from serveproof.serving_results import EngineRecord, LadderRecord
 from serveproof.steps import Step
 from serveproof.tables import REQUESTS_SCHEMA, SAMPLES_SCHEMA, TELEMETRY_SCHEMA, TOKENS_SCHEMA
 
+Records = Collection[Path] | None
 Columns = Mapping[str, pl.DataType | type[pl.DataType]]
 LOSS_COLUMNS = {name: TOKENS_SCHEMA[name] for name in ("precision", "window", "nll_nats")}
 WINDOWS_SCHEMA = {"precision": pl.String, "window": pl.Int64, "delta_nats": pl.Float64}
@@ -106,10 +107,11 @@ def collect_history(folder: Path) -> History:
     return History(folder.name, runs, found, tested)
 
 
-def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
-    """Read one results/{hardware} folder; of its pairs those named, or all.
+def collect(folder: Path, pairs: list[str] | None = None, records: Records = None) -> Machine:
+    """Read one results/{hardware} folder; of its pairs those named, or all; of profiles, ladders, ranks and load tests
+    the files that `records` names, or all.
 
-    A folder may hold pairs that an earlier run measured and the last one left out: they are not part of it.
+    A folder may hold what an earlier run made and the last one left out: that is not part of it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of results; run `snakemake --cores all` to make it")
@@ -125,11 +127,12 @@ def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
     pair_folders = [path for path in there if pairs is None or path.name in pairs]
     if not pair_folders:
         absent.append(Absent("Pairs", f"{folder / 'pairs'} holds no pair: none was run on this machine"))
-    found = [_pair(path, absent) for path in pair_folders]
-    decoder = _whole(folder / "decoder_profile.json", DecoderProfileRecord, "Decoder profile", absent)
-    ladders = _all(folder, "engine/ladder*.json", LadderRecord, "Ladder", absent)
+    found = [_pair(path, absent, records) for path in pair_folders]
+    decoder = _whole(folder / "decoder_profile.json", DecoderProfileRecord, "Decoder profile", absent, records)
+    ladders = _all(folder, "engine/ladder*.json", LadderRecord, "Ladder", absent, records)
+    # made by hand: no run leaves them out
     loads = _all(folder, "engine/load*.json", EngineRecord, "Engine under load", absent)
-    ranked = _all(folder, "ranks/*.json", RankedRecord, "Several ranks", absent)
+    ranked = _all(folder, "ranks/*.json", RankedRecord, "Several ranks", absent, records)
     return Machine(
         folder,
         hardware,
@@ -140,22 +143,24 @@ def collect(folder: Path, pairs: list[str] | None = None) -> Machine:
         decoder,
         ladders=ladders,
         loads=loads,
-        serving=_serving(folder / "serving", absent),
+        serving=_serving(folder / "serving", absent, records),
         ranked=ranked,
         absent=absent,
         jobs=usages(folder / "logs"),
     )
 
 
-def _serving(folder: Path, absent: list[Absent]) -> Serving | None:
+def _serving(folder: Path, absent: list[Absent], records: Records) -> Serving | None:
     tests = []
     for path in sorted(folder.glob("*/*.json")):
+        if not _made(path, records):
+            continue
         record = results.read(path, LoadRecord)
         what = f"Load test {record.scenario} of {record.server}"
         requests = _table(path.with_suffix(".requests.parquet"), REQUESTS_SCHEMA, f"{what}: requests", absent)
         telemetry = _table(path.with_suffix(".telemetry.parquet"), TELEMETRY_SCHEMA, f"{what}: telemetry", absent)
         tests.append(LoadTest(record, requests, telemetry))
-    sweep = _whole(folder / "sweep.json", SweepRecord, "Rate sweep", absent)
+    sweep = _whole(folder / "sweep.json", SweepRecord, "Rate sweep", absent, records)
     return Serving(tests, sweep) if tests or sweep else None
 
 
@@ -169,7 +174,7 @@ def deltas_by_window(tokens: pl.DataFrame) -> pl.DataFrame:
     return paired.select("precision", "window", (pl.col("mean_nats") - pl.col("fp32_nats")).alias("delta_nats"))
 
 
-def _pair(folder: Path, absent: list[Absent]) -> PairResults:
+def _pair(folder: Path, absent: list[Absent], records: Records) -> PairResults:
     name = folder.name
     verify = _optional(folder / "verify.json", VerifyRecord, f"{name}: verification", absent)
     measure = _optional(folder / "measure.json", MeasureRecord, f"{name}: measurement", absent)
@@ -177,22 +182,31 @@ def _pair(folder: Path, absent: list[Absent]) -> PairResults:
     # A pair of which nothing passed has no samples, and needs none.
     if measure is not None and any(case.status == "passed" for case in measure.cases):
         samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA, f"{name}: samples", absent)
-    profile = _whole(folder / "profile.json", ProfileRecord, f"{name}: profile", absent)
+    profile = _whole(folder / "profile.json", ProfileRecord, f"{name}: profile", absent, records)
     return PairResults(name, verify, measure, samples, profile)
 
 
-def _whole(path: Path, kind: type[results.R], what: str, absent: list[Absent]) -> results.R | None:
+def _made(path: Path, records: Records) -> bool:
+    """Whether the run made it; whatever is there, where nobody says what the run made."""
+    return path.exists() and (records is None or path in records)
+
+
+def _whole(
+    path: Path, kind: type[results.R], what: str, absent: list[Absent], records: Records = None
+) -> results.R | None:
     """What nothing else depends on: none is fine, and a broken one is left out with its reason."""
     try:
-        return results.read(path, kind) if path.exists() else None
+        return results.read(path, kind) if _made(path, records) else None
     except UserError as error:
         absent.append(Absent(what, str(error)))
         return None
 
 
-def _all(folder: Path, pattern: str, kind: type[results.R], what: str, absent: list[Absent]) -> list[results.R]:
+def _all(
+    folder: Path, pattern: str, kind: type[results.R], what: str, absent: list[Absent], records: Records = None
+) -> list[results.R]:
     """Records of one kind by name, each optional."""
-    found = [_whole(path, kind, f"{what}: {path.stem}", absent) for path in sorted(folder.glob(pattern))]
+    found = [_whole(path, kind, f"{what}: {path.stem}", absent, records) for path in sorted(folder.glob(pattern))]
     return [record for record in found if record is not None]
 
 

@@ -47,6 +47,8 @@ def view(record: ProfileRecord, measured: MeasureRecord | None, ceilings: Ceilin
     took = f"{numbers.figure(record.seconds, 's')}"
     if record.measure_seconds:
         took += f"; the pair's measurement took {numbers.figure(record.measure_seconds, 's')}"
+        if record.mode == "minimal" and record.seconds > record.measure_seconds:
+            took += ", less than the profile, which should at most double it"
     return ProfileView(
         mode=record.mode.replace("_", " "),
         notes=record.notes,

@@ -1,4 +1,4 @@
-"""Charts of several ranks: bandwidth between peers, all-reduce by size, hand-over against recompute, experts."""
+"""Charts of several ranks: bandwidth between peers, collectives by size, hand-over against recompute, experts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from serveproof.distributed_records import RankedRecord
+from serveproof.distributed_records import CollectivePoint, RankedRecord
 from serveproof.report import charts
 from serveproof.report.charts import Chart, Column
 from serveproof.report.numbers import figure
@@ -18,7 +18,7 @@ WAYS = [charts.OPTIMIZED, charts.BASELINE, charts.THIRD, charts.MUTED]
 
 def between(record: RankedRecord) -> list[Chart]:
     """Every chart of what ranks do with each other that the record has something for."""
-    found = (matrix(record), all_reduce(record), hand_over(record))
+    found = (matrix(record), all_reduce(record), others(record), hand_over(record))
     return [chart for chart in found if chart is not None]
 
 
@@ -70,12 +70,32 @@ def _listed(rows: Sequence[dict[str, Any]]) -> str:
 
 def all_reduce(record: RankedRecord) -> Chart | None:
     """Time of an all-reduce by size, a line each way of making it."""
+    points = [(one.by, one) for one in record.collectives if one.collective == "all_reduce"]
+    caption = "All-reduce of bfloat16, the slowest rank's time with its 95 % interval; checked exactly at each size."
+    return _by_size(
+        points, ("All-reduce by size", caption, "Time of an all-reduce against its bytes, one line a way of making it")
+    )
+
+
+def others(record: RankedRecord) -> Chart | None:
+    """Time of the other collectives by size, a line each."""
+    points = [(one.collective, one) for one in record.collectives if one.collective != "all_reduce"]
+    caption = (
+        f"bfloat16 over {record.backend}, the whole tensor's bytes, the slowest rank's time with its 95 % interval; "
+        "checked exactly before."
+    )
+    return _by_size(
+        points, ("Other collectives by size", caption, "Time of a collective against its bytes, one line each")
+    )
+
+
+def _by_size(points: Sequence[tuple[str, CollectivePoint]], words: tuple[str, str, str]) -> Chart | None:
     rows = [
         {
-            "way": one.by, "size": one.bytes, "us": one.time.value, "low": one.time.low, "high": one.time.high,
+            "way": way, "size": one.bytes, "us": one.time.value, "low": one.time.low, "high": one.time.high,
             "bus": one.bus_bandwidth_bytes_per_s,
         }
-        for one in record.collectives
+        for way, one in points
     ]  # fmt: skip
     if not rows:
         return None
@@ -93,8 +113,6 @@ def all_reduce(record: RankedRecord) -> Chart | None:
             **encoding, shape=alt.Shape("way:N", legend=None), tooltip=["way:N", "size:Q", "us:Q", "bus:Q"]
         ),
     ]
-    caption = "All-reduce of bfloat16, the slowest rank's time with its 95 % interval; checked exactly at each size."
-    words = ("All-reduce by size", caption, "Time of an all-reduce against its bytes, one line a way of making it")
     columns = [
         Column("way", "by"),
         Column("size", "bytes"),

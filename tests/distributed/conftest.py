@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import forked
+from tests.forked import ROOT
+
 Started = Callable[..., subprocess.Popen[str]]
 
 
@@ -42,6 +44,16 @@ def ended(process: subprocess.Popen[str], limit_s: float = 90) -> tuple[int, str
     """(exit code, output); a hang is an error."""
     output, _ = process.communicate(timeout=limit_s)
     return process.returncode, output
+
+
+def refused(script: str, arguments: Sequence[Sequence[object]], folder: Path) -> str:
+    """The one line that rank 0 alone says; every rank has ended as for bad input."""
+    (first, said), *others = forked.run(script, arguments, folder)
+    assert {first, *(code for code, _ in others)} == {2}, said
+    assert not any(lines_of(unsaid) for _, unsaid in others), "rank 0 alone says it"
+    assert "Traceback" not in said
+    (line,) = lines_of(said)
+    return line
 
 
 def lines_of(output: str) -> list[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from serveproof.distributed.group import disagreement, sha_of
-from tests.distributed.conftest import ROOT, Started, ended, lines_of
+from serveproof.distributed.group import disagreement, miscounted, sha_of
+from tests import forked
+from tests.distributed.conftest import Started, ended, lines_of, refused
+from tests.forked import ROOT
 
 VALIDATION = "scripts/multi_gpu_validation.py"
 
@@ -28,44 +28,40 @@ def test_a_world_that_does_not_divide_the_heads(start: Started, tmp_path: Path) 
     assert "num_key_value_heads 1 does not divide by 2 ranks; start a number of ranks that divides it" in line
 
 
-def test_experts_that_do_not_divide(start: Started) -> None:
-    code, output = ended(start("scripts/moe_performance_benchmark.py", "--traffics", "zipf", ranks=3))
-    assert code != 0
-    (line,) = lines_of(output)
+def test_experts_that_do_not_divide(tmp_path: Path) -> None:
+    line = refused("scripts/moe_performance_benchmark.py", [("--traffics", "zipf")] * 3, tmp_path)
     assert "num_experts 16 does not divide by 3 ranks" in line
 
 
-def test_a_rank_without_a_gpu(start: Started) -> None:
-    code, output = ended(start(VALIDATION, "--key", "2x_h200"))
-    assert code != 0
-    (line,) = lines_of(output)
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("moe_performance_benchmark.py --tokens 0", "--tokens is 0; give 1 or more"),
+        ("synthetic_moe_inference_benchmark.py --layers 99", "--layers 99: moe-tiny has 2"),
+        ("multi_gpu_validation.py --speed-model nowhere", "--model nowhere: no such directory"),
+    ],
+)
+def test_an_argument_that_can_not_be(command: str, told: str, tmp_path: Path) -> None:
+    script, *arguments = command.split()
+    assert told in refused(f"scripts/{script}", [arguments] * 2, tmp_path)
+
+
+def test_counts_are_at_least_one() -> None:
+    assert miscounted({"seed": 0, "layers": 0, "validate": False, "model": "tiny", "sizes": [1, 4], "runs": 1}) == ""
+    assert miscounted({"sizes": [4, 0]}) == "--sizes is 0; give 1 or more"
+    assert miscounted({"max_running": -1}) == "--max-running is -1; give 1 or more"
+    assert miscounted({"layers": -1}) == "--layers is -1; give 0 or more"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="every rank would have a GPU")
+def test_a_rank_without_a_gpu(tmp_path: Path) -> None:
+    line = refused(VALIDATION, [("--key", "2x_h200")] * 2, tmp_path)
     assert "rank 0 has no GPU: 0 visible on its machine; start at most 0 ranks there" in line
 
 
-def rank_by_hand(rank: int, port: int, *arguments: str) -> subprocess.Popen[str]:
-    """One rank with torchrun's variables set by hand: the two may then be told different things."""
-    place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    environment = {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    return subprocess.Popen(
-        [sys.executable, VALIDATION, "--threads", "2", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def test_ranks_that_disagree_on_the_config() -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    both = [rank_by_hand(rank, port, "--seed", str(7 + rank)) for rank in range(2)]
-    (first, said), (second, unsaid) = (ended(process) for process in both)
-    assert (first, second) == (2, 2), said + unsaid
-    (line,) = lines_of(said)
+def test_ranks_that_disagree_on_the_config(tmp_path: Path) -> None:
+    line = refused(VALIDATION, [("--seed", seed) for seed in (7, 8)], tmp_path)
     assert "seed is 7 on rank 0 and 8 on rank 1; start every rank with the same arguments" in line
-    assert not lines_of(unsaid), "rank 0 alone says it"
 
 
 def test_a_port_in_use(start: Started) -> None:
@@ -95,22 +91,14 @@ def test_a_meeting_place_that_can_not_be(start: Started, launcher: tuple[str, ..
 
 
 def test_a_rank_that_never_comes_ends_the_waiting(tmp_path: Path) -> None:
-    code = (
-        "from serveproof.distributed.group import joined\n"
-        "with joined('cpu', {}, limit_s=3): pass"
-    )  # fmt: skip
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    script = tmp_path / "alone.py"
+    script.write_text("from serveproof.distributed.group import joined\nwith joined('cpu', {}, limit_s=3): pass\n")
+    begun = forked.start(str(script), [()], tmp_path, world=2)
     started = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **place, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode != 0
+    ((code, said),) = forked.ended(begun, limit_s=45)
+    assert code == 2
     assert time.monotonic() - started < 45
-    assert "rank 1 did not come within 3 s" in done.stderr
+    assert "rank 1 did not come within 3 s" in said
 
 
 def test_the_hash_and_the_key_that_differs() -> None:

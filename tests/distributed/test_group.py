@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,17 +14,12 @@ import torch.distributed as dist
 
 from serveproof.distributed.heartbeat import Heartbeat
 from serveproof.distributed_records import RankedRecord
-from tests.distributed.conftest import ROOT, Started, ended
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+from tests import forked
+from tests.distributed.conftest import Started, ended
 
 
 def test_two_nodes_of_one_rank_each_meet_over_loopback(start: Started, tmp_path: Path) -> None:
-    master = f"127.0.0.1:{free_port()}"
+    master = f"127.0.0.1:{forked.free_port()}"
     out = tmp_path / "record.json"
     both = [
         start(
@@ -45,7 +38,12 @@ def test_two_nodes_of_one_rank_each_meet_over_loopback(start: Started, tmp_path:
     assert statuses.pop("tensor_parallel_speed") == "skipped"
     assert set(statuses.values()) == {"passed"}, statuses
     assert {"tensor_parallel_logits", "expert_parallel_layer", "dead_rank_is_noticed"} <= statuses.keys()
-    assert {point.bytes for point in record.collectives} == {2**12, 2**16, 2**20}
+    timed = {(point.collective, point.bytes) for point in record.collectives}
+    names = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast")
+    assert timed == {(name, size) for name in names for size in (2**12, 2**16, 2**20)}
+    for one in record.collectives:
+        share = {"all_reduce": 1.0, "broadcast": 1.0}.get(one.collective, 0.5)
+        assert one.bus_bandwidth_bytes_per_s == pytest.approx(1e6 * share * one.bytes / one.time.value)
     assert record.matrix is not None
     assert record.matrix.bandwidth_bytes_per_s[0][1] > 1e6
     assert record.matrix.bandwidth_bytes_per_s[0][0] is None
@@ -64,43 +62,36 @@ with joined("cpu", {}, limit_s=40, beat_s=0.1, silence_s=1.5) as ranks:
 
 
 @pytest.mark.parametrize("signal_sent", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_rank_that_stops_or_dies_is_noticed_within_seconds(signal_sent: signal.Signals) -> None:
+def test_a_rank_that_stops_or_dies_is_noticed_within_seconds(signal_sent: signal.Signals, tmp_path: Path) -> None:
     """A stopped process keeps its connections: no collective fails, the heartbeat alone tells."""
-    port = free_port()
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", STOPPED], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        assert [process.stdout.readline() for process in both] == ["ready\n"] * 2  # type: ignore[union-attr]
-        both[1].send_signal(signal_sent)
-        started = time.monotonic()
-        _, error = both[0].communicate(timeout=20)
-        assert time.monotonic() - started < 10
-        assert both[0].returncode != 0
-        if signal_sent == signal.SIGSTOP:
-            assert "serveproof: rank 0: rank 1 gives no sign of life; ending" in error
-    finally:
-        for process in both:
-            process.kill()
-            process.communicate()
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    begun = forked.start(str(script), [(), ()], tmp_path)
+    until = time.monotonic() + 60
+    while not all(said.exists() and "ready" in said.read_text() for _, said in begun):
+        assert time.monotonic() < until, [said.read_text() for _, said in begun]
+        time.sleep(0.05)
+    victim = begun[1][0]
+    assert victim.pid
+    os.kill(victim.pid, signal_sent)
+    started = time.monotonic()
+    ((code, said),) = forked.ended(begun[:1], limit_s=20)
+    assert time.monotonic() - started < 10
+    victim.kill()
+    assert code != 0
+    if signal_sent == signal.SIGSTOP:
+        assert "serveproof: rank 0: rank 1 gives no sign of life; ending" in said
 
 
-def test_a_port_that_rank_0_can_not_have() -> None:
+def test_a_port_that_rank_0_can_not_have(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
         taken.listen()
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, "scripts/multi_gpu_validation.py"], cwd=ROOT, capture_output=True, text=True, timeout=60,
-            env={**os.environ, **place, "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, check=False,
-        )  # fmt: skip
-    assert done.returncode == 2
-    assert f"rank 0: 127.0.0.1:{place['MASTER_PORT']} can't be had" in done.stderr
+        port = taken.getsockname()[1]
+        begun = forked.start("scripts/multi_gpu_validation.py", [()], tmp_path, world=2, port=port)
+        ((code, said),) = forked.ended(begun)
+    assert code == 2
+    assert f"rank 0: 127.0.0.1:{port} can't be had" in said
 
 
 def test_a_heart_that_beats_is_not_lost_and_one_that_ended_well_neither() -> None:

@@ -40,6 +40,14 @@ def test_pages_move_exactly_and_no_other_page_changes(dtype: torch.dtype) -> Non
     assert not target.pool[:, :, [0, 2, 3, 4, 5]].float().any()
 
 
+def test_no_pages_are_no_rows() -> None:
+    source = cache()
+    data = bytes_of(source, [])
+    assert data.shape == (0, block_bytes(source))
+    assert checksums(data).shape == (0,)
+    write_bytes(source, [], data)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 7), st.integers(0, 388), st.integers(0, 2))
 def test_any_one_bit_changes_that_pages_sum_alone(bit: int, byte: int, page: int) -> None:

@@ -17,18 +17,20 @@ from serveproof.distributed_records import RankedRecord
 from serveproof.engine.loader import random_model
 from serveproof.engine.parallel import SINGLE
 from serveproof.pairs import ROOT
-from tests.distributed.conftest import Started, ended, lines_of
+from tests import forked
+from tests.distributed.conftest import refused
 
 
-def record_of(start: Started, out: Path, script: str, *arguments: object) -> RankedRecord:
-    code, output = ended(start(f"scripts/{script}.py", "--threads", "2", "--out", out, *arguments))
-    assert code == 0, output
+def record_of(out: Path, script: str, *arguments: object) -> RankedRecord:
+    command = ("--threads", "2", "--out", out, *arguments)
+    for code, output in forked.run(f"scripts/{script}.py", [command] * 2, out.parent):
+        assert code == 0, output
     return msgspec.json.decode(out.read_bytes(), type=RankedRecord)
 
 
-def test_replicas_are_equal_and_a_corrupted_page_is_caught(start: Started, tmp_path: Path) -> None:
+def test_replicas_are_equal_and_a_corrupted_page_is_caught(tmp_path: Path) -> None:
     record = record_of(
-        start, tmp_path / "r.json", "symmetric_memory_inference", "--model", "tiny", "--validate", "--tokens", "28"
+        tmp_path / "r.json", "symmetric_memory_inference", "--model", "tiny", "--validate", "--tokens", "28"
     )
     found = {case.case: case for case in record.cases}
     assert {case.status for case in record.cases} == {"passed"}
@@ -39,8 +41,8 @@ def test_replicas_are_equal_and_a_corrupted_page_is_caught(start: Started, tmp_p
     assert any("no symmetric memory: symmetric memory is mapped between GPUs" in note for note in record.notes)
 
 
-def test_one_rank_says_what_is_missing(start: Started) -> None:
-    code, output = ended(start("scripts/symmetric_memory_inference.py", "--model", "tiny", ranks=1))
+def test_one_rank_says_what_is_missing(tmp_path: Path) -> None:
+    ((code, output),) = forked.run("scripts/symmetric_memory_inference.py", [("--model", "tiny")], tmp_path)
     assert code == 0
     assert "skipped: replicas: one rank has nowhere to keep a copy: start two" in output
 
@@ -67,9 +69,9 @@ def test_by_itself_it_starts_its_own_ranks(tmp_path: Path) -> None:
     assert statuses["corrupted_page_is_caught"] == statuses["pages_equal_after_every_step"] == "passed"
 
 
-def test_hand_over_gives_the_tokens_of_recompute(start: Started, tmp_path: Path) -> None:
+def test_hand_over_gives_the_tokens_of_recompute(tmp_path: Path) -> None:
     record = record_of(
-        start, tmp_path / "h.json", "disaggregated_serving", "--model", "tiny", "--prompts", "70", "--runs", "3",
+        tmp_path / "h.json", "disaggregated_serving", "--model", "tiny", "--prompts", "70", "--runs", "3",
         "--tokens", "5",
     )  # fmt: skip
     (point,) = record.hand_overs
@@ -83,16 +85,14 @@ def test_hand_over_gives_the_tokens_of_recompute(start: Started, tmp_path: Path)
     }
 
 
-def test_hand_over_takes_pairs(start: Started) -> None:
-    code, output = ended(start("scripts/disaggregated_serving.py", "--model", "tiny", ranks=3))
-    assert code != 0
-    (line,) = lines_of(output)
+def test_hand_over_takes_pairs(tmp_path: Path) -> None:
+    line = refused("scripts/disaggregated_serving.py", [("--model", "tiny")] * 3, tmp_path)
     assert "3 ranks: a prefill and a decode worker make a pair; start an even number" in line
 
 
-def test_experts_by_imbalance(start: Started, tmp_path: Path) -> None:
+def test_experts_by_imbalance(tmp_path: Path) -> None:
     record = record_of(
-        start, tmp_path / "e.json", "moe_performance_benchmark", "--tokens", "48", "--traffics", "uniform",
+        tmp_path / "e.json", "moe_performance_benchmark", "--tokens", "48", "--traffics", "uniform",
         "adversarial", "--samples", "3", "--calls", "2",
     )  # fmt: skip
     ways = {(one.traffic, one.placement, one.batching) for one in record.expert_layers}
@@ -106,9 +106,9 @@ def test_experts_by_imbalance(start: Started, tmp_path: Path) -> None:
     assert all(one.exchange_share > 0 and one.error < 1e-4 for one in record.expert_layers)
 
 
-def test_a_decoder_with_experts_drops_nothing(start: Started, tmp_path: Path) -> None:
+def test_a_decoder_with_experts_drops_nothing(tmp_path: Path) -> None:
     record = record_of(
-        start, tmp_path / "s.json", "synthetic_moe_inference_benchmark", "--traffics", "adversarial", "--runs", "2",
+        tmp_path / "s.json", "synthetic_moe_inference_benchmark", "--traffics", "adversarial", "--runs", "2",
         "--requests", "3", "--tokens", "4",
     )  # fmt: skip
     (load,) = record.expert_loads
@@ -131,8 +131,6 @@ def test_a_dropped_row_would_be_counted() -> None:
 
 
 @pytest.mark.parametrize("script", ["moe_performance_benchmark", "synthetic_moe_inference_benchmark"])
-def test_a_model_without_experts_is_told(start: Started, script: str) -> None:
-    code, output = ended(start(f"scripts/{script}.py", "--model", "tiny"))
-    assert code != 0
-    (line,) = lines_of(output)
+def test_a_model_without_experts_is_told(script: str, tmp_path: Path) -> None:
+    line = refused(f"scripts/{script}.py", [("--model", "tiny")] * 2, tmp_path)
     assert "--model tiny: has no experts" in line

@@ -62,7 +62,8 @@ def test_old_key_of_the_rope_type() -> None:
     ("changes", "expected"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported; supported is LlamaForCausalLM"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 4}}, "'dynamic' is not supported"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4}}, "'longrope' is not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, "factor"),
         ({"sliding_window": 16}, "sliding_window = 16"),
         ({"mlp_only_layers": [1]}, "layers without experts"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "low_freq_factor"),

@@ -26,6 +26,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "head_dim not hidden / heads": {"head_dim": 16},
     "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
     "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "dynamic": {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}},
     "llama3": {"rope_parameters": LLAMA3},
     "yarn": {
         "rope_parameters": {

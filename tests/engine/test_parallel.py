@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,33 +15,27 @@ from serveproof.engine.config import parse_config
 from serveproof.engine.loader import load_model, random_model
 from serveproof.engine.parallel import Group
 from serveproof.errors import UserError
-from serveproof.pairs import ROOT
 from serveproof.serving_results import TensorParallelRecord
+from tests import forked
 
 EVEN = {"vocab_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
-
-
-def torchrun(model: Path, out: Path, ranks: int) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-        "scripts/inference_serving_multigpu.py", "--model", str(model), "--check", "--out", str(out),
-        "--prefill", "64", "--prompt", "20", "--tokens", "8", "--threads", "2",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen3Moe"])
 def test_two_ranks_equal_one(family: str, tiny_llama: Callable[..., Any], tmp_path: Path) -> None:
     more = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24} if "Moe" in family else {}
     directory, _ = tiny_llama(family=family, **EVEN, **more)
-    ran = torchrun(directory, tmp_path / "tp.json", 2)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    command = (
+        "--model", directory, "--check", "--out", tmp_path / "tp.json", "--prefill", 64, "--prompt", 20, "--tokens", 8,
+        "--threads", 2,
+    )  # fmt: skip
+    both = forked.run("scripts/inference_serving_multigpu.py", [command] * 2, tmp_path)
+    assert [code for code, _ in both] == [0, 0], both
     record = msgspec.json.decode((tmp_path / "tp.json").read_bytes(), type=TensorParallelRecord)
     assert (record.world, record.backend, record.equal) == (2, "gloo", True)
     assert [share.vocabulary for share in record.shares] == [(0, 48), (48, 96)]
     assert {share.kv_heads for share in record.shares} == {1}
-    assert "rank 1 of 2" in ran.stderr
+    assert "rank 1 of 2" in both[0][1]
 
 
 @pytest.mark.parametrize("experts", [False, True])

@@ -39,7 +39,8 @@ def record(text: str = "") -> RankedRecord:
             RankedCase("tensor_parallel_speed", {}, "skipped", "no model was named"),
         ],
         provenance=fake_results.provenance(),
-        collectives=[CollectivePoint("all_reduce", by, 8192, near(7, "us"), 1e9) for by in ("nccl", "push")],
+        collectives=[CollectivePoint("all_reduce", by, 8192, near(7, "us"), 1e9) for by in ("nccl", "push")]
+        + [CollectivePoint("all_to_all", "nccl", size, near(9, "us"), 2e9) for size in (4096, 8192, 16384)],
         matrix=PeerMatrix([[None, 4.4e11], [4.5e11, None]], 4.77e11, [f"GPU 0: 18 NVLinks active{text}"], "copies"),
         hand_overs=[HandOverPoint(512, 2**20, "symmetric memory", near(1), near(2), near(8), near(4, "x"), True)],
         expert_layers=[

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from serveproof import results
 from serveproof.errors import UserError
 from serveproof.profile_records import MOST_HOTSPOTS, ProfileRecord
+from serveproof.report.data import collect
 from serveproof.results import MeasureRecord
 from tests.report import fake_profiles, fake_results
 from tests.report.test_render import Page, page_of
@@ -90,3 +92,28 @@ def test_a_record_longer_than_its_bounds_is_refused(folder: Path) -> None:
     results.write(file, record)
     with pytest.raises(UserError, match="not a whole ProfileRecord"):
         results.read(file, ProfileRecord)
+
+
+def test_what_an_earlier_run_left_is_not_shown(folder: Path) -> None:
+    fake_profiles.write_pair(folder, "flash_sdp", "causal")
+    fake_profiles.write_decoder(folder)
+    (folder / "engine").mkdir(exist_ok=True)
+    for name in ("engine/ladder.json", "ranks/old.json", "serving/first_come/old.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{")  # broken: were it read, it would be told
+    mine = folder / "pairs/flash_sdp/profile.json"
+    kept = collect(folder, records=[mine])
+    assert [pair.name for pair in kept.pairs if pair.profile] == ["flash_sdp"]
+    assert (kept.decoder, kept.ladders, kept.ranked, kept.serving) == (None, [], [], None)
+    none = collect(folder, records=[])
+    assert not any(pair.profile for pair in none.pairs)
+    assert not [one for one in none.absent if "profile" in one.what or "Ladder" in one.what]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(12.0, False), (25.0, True)])
+def test_a_profile_that_took_longer_than_the_measurement_says_so(folder: Path, seconds: float, told: bool) -> None:
+    fake_profiles.write_pair(folder, "flash_sdp", "causal")
+    path = folder / "pairs/flash_sdp/profile.json"
+    record = results.read(path, ProfileRecord)
+    results.write(path, msgspec.structs.replace(record, mode="minimal", seconds=seconds))
+    assert ("which should at most double it" in page_of(folder)) is told

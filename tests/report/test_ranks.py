@@ -24,9 +24,10 @@ def page_with(folder: Path, made: RankedRecord) -> str:
 def test_every_chart_draws_what_the_record_holds() -> None:
     drawn = {chart.title: chart for chart in ranks_charts.between(record()) + ranks_charts.experts(record())}
     assert drawn.keys() == {
-        "Bandwidth between ranks", "All-reduce by size", "Hand-over of the cache against recompute",
-        "A layer of experts by imbalance",
+        "Bandwidth between ranks", "All-reduce by size", "Other collectives by size",
+        "Hand-over of the cache against recompute", "A layer of experts by imbalance",
     }  # fmt: skip
+    assert [len(drawn[f"{name} by size"].rows) for name in ("All-reduce", "Other collectives")] == [2, 3]
     assert len(drawn["Bandwidth between ranks"].rows) == 2, "a rank's bandwidth to itself is no figure"
     assert "477\u00a0GB/s" in drawn["Bandwidth between ranks"].caption
     assert len(drawn["Hand-over of the cache against recompute"].rows) == 2

@@ -22,8 +22,13 @@ def test_a_profile_is_made_and_shown_and_no_time_is_taken_again(checkout: Checko
         for side in (case.baseline, case.optimized):
             assert side.status == "passed", side.reason
             assert (folder / "traces" / side.trace).stat().st_size == side.trace_bytes
-    assert "Where the time goes" in (checkout.folder / "reports" / "index.html").read_text()
+    page = checkout.folder / "reports" / "index.html"
+    assert "Where the time goes" in page.read_text()
     assert checkout.planned(**ASKED) == []
+    # a run that asks for none shows none, though the record is still there
+    assert checkout.run("--cores", "all", pairs=ASKED["pairs"]).returncode == 0
+    assert "Where the time goes" not in page.read_text()
+    assert checkout.planned(**ASKED) == ["all", "report"]
     checkout.append("serveproof/bench/profiling_hotspots.py", "\n# changed\n")
     assert checkout.planned(**ASKED) == ["all", "profile_pair flash_sdp", "report"]
 
