@@ -61,9 +61,10 @@ def two_runs(arguments: argparse.Namespace) -> int:
         raise UserError("--run: goes with --against; say what to compare it with")
     hardware = arguments.hardware or key.detect()
     folder = ROOT / "results" / hardware
+    old = history.named(arguments.against, hardware)
     new = history.named(arguments.run, hardware) if arguments.run else history.of_folder(folder)
     gate_percent = comparison.gate_of(folder / "judgement.json").percent
-    changes = run_comparison.compare(history.named(arguments.against, hardware), new, gate_percent)
+    changes = run_comparison.compare(old, new, gate_percent)
     print(run_comparison.table(changes))
     return run_comparison.exit_code(changes)
 
