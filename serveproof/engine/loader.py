@@ -18,6 +18,7 @@ from serveproof.engine.model import Llama
 from serveproof.engine.parallel import SINGLE, Group, check
 from serveproof.errors import UserError
 from serveproof.pairs import ROOT
+from serveproof.results import ModelRecord, read
 
 INDEX = "model.safetensors.index.json"
 SHAPES = ROOT / "config" / "models"
@@ -147,8 +148,13 @@ def find_model(name: str) -> Path:
 
 
 def model_name(path: Path) -> str:
-    """How a record calls what `find_model` found."""
-    return path.name if path.is_dir() else path.stem
+    """How a record calls what `find_model` found; a directory that prepare_model wrote by the model in it."""
+    if not path.is_dir():
+        return path.stem
+    try:
+        return read(path / "model.json", ModelRecord).name
+    except UserError:  # not there, or somebody else's
+        return path.name
 
 
 def load_or_draw(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from serveproof.engine.loader import INDEX, load_model, weight_files
+from serveproof.engine.loader import INDEX, SHAPES, load_model, model_name, weight_files
 from serveproof.errors import UserError
 
 
@@ -96,3 +96,11 @@ def test_broken_index_and_shards_without_one(model: Path) -> None:
     assert weight_files(model) == [model / "a.safetensors"]
     (model / "b.safetensors").write_bytes(b"")
     fails(model, "download the index")
+
+
+def test_a_model_is_called_by_what_it_was_prepared_from(model: Path, default_model: Path) -> None:
+    assert model_name(default_model) == "SmolLM2-135M-Instruct"
+    assert model_name(SHAPES / "llama-1b.json") == "llama-1b"
+    assert model_name(model) == model.name
+    (model / "model.json").write_text('{"of": "somebody else"}')
+    assert model_name(model) == model.name
