@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from serveproof import provenance
 from serveproof.publishing import crate, workflow_files
 from serveproof.publishing.runs import Run
 from serveproof.report import numbers, summary, words
-from serveproof.report.render import render
+from serveproof.report.data import collect_history
+from serveproof.report.render import render, style
 
 
 def page(template: str, **values: Any) -> str:
@@ -29,8 +29,7 @@ def page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(badge=words.badge, moment=numbers.moment)
-    style = (resources.files("serveproof.report") / "templates" / "style.css").read_text(encoding="utf-8")
-    return environment.get_template(template).render(style=Markup(style), **values)  # noqa: S704 - our own file
+    return environment.get_template(template).render(style=Markup(style()), **values)  # noqa: S704 - our own file
 
 
 def index(runs: list[Run]) -> str:
@@ -54,7 +53,8 @@ def write_run(run: Run, root: Path, folder: Path) -> None:
     said = workflow_files.write(root, run.newest, folder / "workflow")
     if len(run.commits) > 1:
         said += " Other records were made at earlier commits: each one's entry says its own."
-    report = render([run.machine], run.newest or provenance.collect(root))
+    history = [collect_history(run.machine.folder)]
+    report = render([run.machine], run.newest or provenance.collect(root), history)
     (folder / "index.html").write_text(report, encoding="utf-8")
     crate.write(run, folder, said)
     listed = preview(run, folder / "ro-crate-metadata.json")

@@ -97,10 +97,15 @@ def render(
         no_history=topics.NO_HISTORY,
         rule=summary.RULE,
         # These are our own files; nothing of a record is in them.
-        style=Markup("".join(_asset(name) for name in STYLES)),  # noqa: S704
+        style=Markup(style()),  # noqa: S704
         script=Markup(script),  # noqa: S704
         script_hash=_policy_hash(script),
     )
+
+
+def style() -> str:
+    """The page's styles, for the pages beside it too."""
+    return "".join(_asset(name) for name in STYLES)
 
 
 def _policy_hash(script: str) -> str:
