@@ -91,6 +91,9 @@ def keys(schema: dict[str, Any], whole: dict[str, Any], place: str = "") -> Iter
         yield full, resolved(one, whole)
         yield from keys(one, whole, full)
     if isinstance(schema.get("items"), dict):
+        item = resolved(schema["items"], whole)
+        if "description" in item:
+            yield f"{place}[]", item
         yield from keys(schema["items"], whole, f"{place}[]")
 
 
