@@ -44,7 +44,8 @@ def compare(arguments: argparse.Namespace) -> int:
     found = comparison.find(folder, chosen)
     if arguments.update_expectations:
         print(*comparison.update(hardware, found), sep="\n")
-    verdicts = comparison.judge(hardware, found, comparison.gate_of(folder / "judgement.json"), chosen)
+    gate = comparison.gate_of(folder / "judgement.json")
+    verdicts = comparison.judge(hardware, found, comparison.known(hardware), gate, chosen)
     print(comparison.table(verdicts))
     return expectations.exit_code(verdicts)
 

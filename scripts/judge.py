@@ -12,29 +12,28 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from serveproof import accuracy_gates, expectations, load_judging, script
+from serveproof import comparison, expectations, script
 from serveproof.accuracy_records import PerplexityRecord
+from serveproof.comparison import Found, Gate
 from serveproof.distributed_records import RankedRecord
 from serveproof.load_records import LoadRecord
-from serveproof.results import Judgement, MeasureRecord, Verdict, read, write
+from serveproof.results import Judgement, MeasureRecord, read, write
 from serveproof.serving_results import LadderRecord
 
 
 def work(arguments: argparse.Namespace) -> None:
     known = expectations.load(arguments.expectations) if arguments.expectations else None
-    records = [read(path, MeasureRecord) for path in arguments.measured]
-    verdicts: list[Verdict] = expectations.judge_pairs(records, known, arguments.key)
-    verdicts += expectations.judge_ranks([read(path, RankedRecord) for path in arguments.ranked], known)
-    limit, bounds = arguments.max_increase_percent, dict(arguments.bounds)
-    if arguments.perplexity:
-        accuracy = accuracy_gates.judge_accuracy(read(arguments.perplexity, PerplexityRecord), limit, bounds)
-        ladders = [read(path, LadderRecord) for path in arguments.ladder]
-        verdicts = accuracy_gates.gated(verdicts, accuracy) + accuracy
-        verdicts += accuracy_gates.judge_engine(ladders, [], accuracy)
-    serving = [read(path, LoadRecord) for path in arguments.serving]
-    verdicts += load_judging.judge(serving, known)
+    gate = Gate(arguments.max_increase_percent, dict(arguments.bounds))
+    found = Found(
+        measured=[read(path, MeasureRecord) for path in arguments.measured],
+        ranked=[read(path, RankedRecord) for path in arguments.ranked],
+        tested=[read(path, LoadRecord) for path in arguments.serving],
+        perplexity=read(arguments.perplexity, PerplexityRecord) if arguments.perplexity else None,
+        ladders=[read(path, LadderRecord) for path in arguments.ladder],
+    )
+    verdicts = comparison.judge(arguments.key, found, known, gate)
     name = arguments.expectations.name if known else ""
-    write(arguments.out, Judgement(arguments.key, name, limit, verdicts, bounds))
+    write(arguments.out, Judgement(arguments.key, name, gate.percent, verdicts, gate.bounds))
 
 
 def bound(text: str) -> tuple[str, float]:

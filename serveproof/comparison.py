@@ -22,7 +22,7 @@ SIGNS = {"met": "✓", "regressed": "✗", "failed": "✗", "too_good": "!", "sk
 
 @dataclass(frozen=True)
 class Found:
-    """The records of one results/{hardware} that have figures to judge."""
+    """The records of one results/{hardware} that have figures to judge; perplexity, ladders and loads for the gates."""
 
     measured: list[MeasureRecord]
     ranked: list[RankedRecord]
@@ -33,20 +33,20 @@ class Found:
 
 
 def find(folder: Path, chosen: Collection[str] | None = None) -> Found:
-    """Read them. chosen: these pairs alone, and nothing that is no pair. UserError where there is none."""
+    """Read them. chosen: these pairs alone, with the perplexity that gates them. UserError where there is none."""
     measured = [read(path, MeasureRecord) for path in sorted(folder.glob("pairs/*/measure.json"))]
     # a folder may hold what an earlier run measured of a pair that is no more
     wanted = pairs.names() if chosen is None else chosen
     measured = [record for record in measured if record.pair in wanted]
     if chosen is not None:
-        ranked, tested, perplexity, ladders, loads = [], [], None, [], []
+        ranked, tested, ladders, loads = [], [], [], []
     else:
         ranked = [read(path, RankedRecord) for path in sorted(folder.glob("ranks/*.json"))]
         tested = [read(path, LoadRecord) for path in sorted(folder.glob("serving/*/*.json"))]
-        file = folder / "perplexity.json"
-        perplexity = read(file, PerplexityRecord) if file.exists() else None
         ladders = [read(path, LadderRecord) for path in sorted(folder.glob("engine/ladder*.json"))]
         loads = [read(path, EngineRecord) for path in sorted(folder.glob("engine/load*.json"))]
+    file = folder / "perplexity.json"
+    perplexity = read(file, PerplexityRecord) if file.exists() else None
     if not measured and not ranked:
         what = f" of {', '.join(chosen)}" if chosen is not None else ""
         raise UserError(f"results/{folder.name}: nothing measured here yet{what}; run `snakemake --cores all`")
@@ -91,18 +91,17 @@ def gate_of(judged: Path, root: Path = pairs.ROOT) -> Gate:
 
 
 def judge(
-    hardware: str, found: Found, gate: Gate, chosen: Collection[str] | None = None, root: Path = pairs.ROOT
+    hardware: str, found: Found, wanted: Expectations | None, gate: Gate, chosen: Collection[str] | None = None
 ) -> list[Verdict]:
     """A verdict a figure; of chosen pairs, theirs alone, what is expected of them and was not measured included."""
-    wanted = known(hardware, root)
-    verdicts = expectations.judge_pairs(found.measured, wanted, hardware)
+    accuracy = []
+    if found.perplexity:
+        accuracy = accuracy_gates.judge_accuracy(found.perplexity, gate.percent, gate.bounds)
+    verdicts = accuracy_gates.gated(expectations.judge_pairs(found.measured, wanted, hardware), accuracy)
     if chosen is not None:
         return [verdict for verdict in verdicts if verdict.subject.partition("/")[0] in chosen]
     verdicts += expectations.judge_ranks(found.ranked, wanted)
-    if found.perplexity:
-        accuracy = accuracy_gates.judge_accuracy(found.perplexity, gate.percent, gate.bounds)
-        verdicts = accuracy_gates.gated(verdicts, accuracy) + accuracy
-        verdicts += accuracy_gates.judge_engine(found.ladders, found.loads, accuracy)
+    verdicts += accuracy + accuracy_gates.judge_engine(found.ladders, found.loads, accuracy)
     return verdicts + load_judging.judge(found.tested, wanted)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serveproof import accuracy_gates, config, results
+from serveproof import accuracy_gates, comparison, config, results
 from serveproof.accuracy_gates import CACHES, PAIRS, RUNGS, WEIGHTS, gated, judge_accuracy, judge_engine
 from serveproof.accuracy_records import GreedyCheck, PerplexityRecord, ServedPath
 from serveproof.bench.ladder import ways
@@ -104,6 +105,18 @@ def test_a_rung_and_those_above_it_fall(tmp_path: Path) -> None:
     ]
 
 
+def test_a_chosen_pair_is_gated_too(tmp_path: Path) -> None:
+    folder = fake_results.write_machine(tmp_path / "cpu")
+    case = fake_results.passed("b8", 4.0, 1.0, {"batch": 8}, False, "")
+    fake_results.write_pair(folder, "fp8_kv_cache", [case], fake_results.samples("b8", 4.0, 1.0))
+    costly = record(tmp_path, served("fp8_cache", percent(5, 6)))
+    found = replace(comparison.find(folder, ["fp8_kv_cache"]), perplexity=costly)
+    verdicts = comparison.judge("cpu", found, None, comparison.Gate(2.0), ["fp8_kv_cache"])
+    assert {(one.subject, one.verdict, one.failed_gate) for one in verdicts} == {
+        ("fp8_kv_cache/b8", "regressed", "served/fp8_cache")
+    }
+
+
 def test_the_page_shows_a_fast_but_wrong_pair_in_red(tmp_path: Path) -> None:
     folder = fake_results.write_machine(tmp_path / "cpu")
     case = fake_results.passed("b8", 4.0, 1.0, {"batch": 8}, False, "")
@@ -129,9 +142,9 @@ def test_the_page_shows_a_fast_but_wrong_pair_in_red(tmp_path: Path) -> None:
     assert "fp8_kv_cache" not in headline.pays
     assert "fp8_kv_cache" in headline.regressed
     page = page.replace("<wbr>", "")
-    table = page[page.index('id="pairs"') :]
-    row = table[: table.index(' <span class="case">b8</span>') + 3000].rpartition("<tr class=")[2]
-    assert row.startswith('"bad"')
+    name = page.index('fp8_kv_cache</a></span> <span class="case">b8</span>')
+    row = page[page.rindex("<tr", 0, name) : page.index("</tr>", name)]
+    assert row.startswith('<tr class="bad">')
     assert "fast but wrong: served/fp8_cache" in row
 
 
