@@ -2,6 +2,8 @@
 
 Best of several times many calls, each in a process of its own, for SERVEPROOF_RANGES is read once. Beside them the same
 function called as it is: off, `ranged` must cost no more.
+
+Needs nothing but this checkout. Prints a table. Writes no file.
 """
 
 from __future__ import annotations
