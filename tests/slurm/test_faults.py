@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 from pathlib import Path
+
+import psutil
 
 from serveproof import results
 from serveproof.serving_results import TensorParallelRecord
@@ -17,10 +20,19 @@ ONE = {"cpu": {"partition": "cpu", "cpus": 1, "exclusive": "none"}}
 
 
 def kill_node(cluster: Cluster, node: str) -> None:
-    """Its slurmd is killed and its jobs live on; the controller, which would notice after 26 s, is told."""
+    """Its slurmd is killed, the controller, which would notice after 26 s, is told, and what ran there dies with it.
+
+    Left alive, its Snakemake would find its job gone half a minute later and delete what the retry has written.
+    """
     file = cluster.folder / "run" / f"slurmd.{node}.pid"
     os.kill(int(file.read_text()), signal.SIGKILL)
     cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("SLURMD_NODENAME") == node and process.environ().get("CLUSTER") == str(
+                cluster.folder
+            ):
+                process.kill()
 
 
 def start_node(cluster: Cluster, node: str) -> None:

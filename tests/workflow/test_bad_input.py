@@ -64,7 +64,7 @@ def test_a_text_of_less_tokens_than_a_window_costs_no_result(checkout: Checkout,
     assert "short.txt: " in line
     assert modified(checkout.results / "cpu") == before
     assert (checkout.results / "cpu" / "perplexity.json").exists()
-    planned = ["prepare_text", "tokenize_text", "perplexity_eval", "judge", "report", "all"]
+    planned = ["prepare_text", "tokenize_text", "perplexity_eval", "judge", "history", "report", "all"]
     assert checkout.planned() == sorted(planned)
 
 
@@ -143,7 +143,7 @@ def test_a_measurement_cut_short_is_one_line_and_its_mend_works(checkout: Checko
     assert "measure.json: not a whole MeasureRecord" in line
     assert "delete it and run `snakemake --cores all` again" in line
     broken.unlink()
-    assert checkout.planned() == ["all", "judge", "measure_pair flash_sdp", "report"]
+    assert checkout.planned() == ["all", "history", "judge", "measure_pair flash_sdp", "report"]
     done = checkout.run("results/cpu/judgement.json")
     assert done.returncode == 0, done.stdout
     assert checkout.compare().returncode != 2

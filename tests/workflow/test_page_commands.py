@@ -54,6 +54,7 @@ RUN = {
         "--dtype fp32 --requests 2 --batch 2 --shared 4 --prompt 12 --tokens 6"
     ),
     "python scripts/cache_monitoring.py --model DIR": Run("--rounds 5 --requests 6 --prompt 20 --output 5"),
+    "python -m cli.aisp bench list-targets --chapter ch16": Run(),
     "python compare.py": Run(codes=JUDGED),
     "python compare.py --update-expectations": Run(codes=JUDGED),
     'make report ARGS="--configfile config/smoke.yaml"': Run(),
@@ -71,6 +72,15 @@ OF_THE_TUTORIAL = "tests/workflow/test_page_commands.py::test_the_tutorial_s_pai
 ON_SLURM = "tests/slurm/test_run.py::test_two_kinds_of_machine_give_one_report"
 COVERED = {
     "make test-clients": "tests/clients/test_load_clients.py::test_all_clients_recover_known_latencies",
+    "make test-long": "tests/server/test_reliability.py::test_twice_what_it_can_carry_leaves_nobody_without_an_answer",
+    "make clean": "tests/workflow/test_aisp.py::test_clean_keeps_the_history",
+    "python -m cli.aisp bench run --targets ch16:flash_sdp --profile minimal": (
+        "tests/workflow/test_aisp.py::test_a_target_is_the_dags_own_files_and_no_more"
+    ),
+    "python compare.py --targets flash_sdp --iterations 20": (
+        "tests/workflow/test_aisp.py::test_compare_runs_what_it_is_told_to_and_judges_that"
+    ),
+    "python compare.py --against HEAD~1": "tests/workflow/test_aisp.py::test_a_run_is_found_by_its_commit",
     "make docs": "tests/docs/test_site.py::test_it_is_built_strictly",
     "make slurm-check": "tests/slurm/test_bad_input.py::test_the_check_passes_what_is_good_and_leaves_nothing",
     "snakemake --profile profiles/slurm": ON_SLURM,

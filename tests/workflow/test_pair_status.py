@@ -67,7 +67,7 @@ def test_the_run_goes_on(added: tuple[Checkout, Done, dict[str, int]]) -> None:
     assert done.returncode == 0, done.stdout
     after = modified(checkout.results)
     rewritten = {name for name in before if after[name] != before[name]}
-    assert rewritten == {"cpu/judgement.json"}
+    assert rewritten == {"cpu/judgement.json", "cpu/history.json"}
     page = (checkout.folder / "reports" / "index.html").read_text()
     assert all(pair in page for pair in PAIRS)
 

@@ -11,7 +11,7 @@ ASKED = {"pairs": "[flash_sdp]", "profile": "{mode: minimal}"}
 
 def test_a_profile_is_made_and_shown_and_no_time_is_taken_again(checkout: Checkout) -> None:
     # the other pairs are not part of this run
-    assert checkout.planned(**ASKED) == sorted(["profile_pair flash_sdp", "judge", "report", "all"])
+    assert checkout.planned(**ASKED) == sorted(["profile_pair flash_sdp", "judge", "history", "report", "all"])
     done = checkout.run("--cores", "all", **ASKED)
     assert done.returncode == 0, done.stdout
     folder = checkout.results / "cpu" / "pairs" / "flash_sdp"

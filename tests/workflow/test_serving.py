@@ -45,6 +45,7 @@ def test_load_tests_are_made_judged_and_drawn(checkout: Checkout) -> None:
     checkout.append("serveproof/load_test/client.py", "\n# changed\n")
     assert {line.split()[0] for line in checkout.planned(**ASKED)} == {
         "all",
+        "history",
         "judge",
         "load_sweep",
         "load_test",
