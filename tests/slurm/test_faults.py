@@ -29,9 +29,8 @@ def kill_node(cluster: Cluster, node: str) -> None:
     cluster.call("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("SLURMD_NODENAME") == node and process.environ().get("CLUSTER") == str(
-                cluster.folder
-            ):
+            own = process.environ()
+            if (own.get("SLURMD_NODENAME"), own.get("CLUSTER")) == (node, str(cluster.folder)):
                 process.kill()
 
 
