@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import msgspec
 
-from serveproof.accuracy_records import PerplexityRecord, PrecisionResult
+from serveproof.accuracy_records import REFERENCES, PerplexityRecord, PrecisionResult
 from serveproof.results import Estimate, Verdict, VerdictName
 from serveproof.serving_results import EngineRecord, LadderRecord
 
-REFERENCES = ("fp32", "bf16")
 SOURCE = "accuracy_gate in config/config.yaml"
 # A bf16 logit between 16 and 32 has steps of 0.125: two that close are in either order by rounding alone.
 TIE_NATS = 0.25

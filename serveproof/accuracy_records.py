@@ -8,6 +8,9 @@ import msgspec
 
 from serveproof.results import Estimate, ModelRecord, Provenance, Record, TextRecord
 
+# What every precision is held against, and is never judged itself.
+REFERENCES = ("fp32", "bf16")
+
 
 class Divergence(Record):
     """How far a way of computing is from the unquantized model (fp32) on the same tokens of the same context.

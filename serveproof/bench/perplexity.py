@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from serveproof.accuracy_records import PrecisionResult
+from serveproof.accuracy_records import REFERENCES, PrecisionResult
 from serveproof.bench.divergence import Reference, Scores, divergence, head_of, kl_and_agreement
 from serveproof.bench.windows import Integers, Window, paired_difference, relative_percent, window_of, window_plan
 from serveproof.engine.calibration import CALIBRATED, Calibrated, calibrate_, refusal
@@ -23,7 +23,6 @@ from serveproof.engine.model import Llama
 from serveproof.engine.quantization import PRECISIONS, Precision, quantize_
 from serveproof.errors import UserError
 
-REFERENCES = ("fp32", "bf16")
 LOGITS_AT_ONCE = 256  # float32 logits of a 49k vocabulary take 200 KB a position
 KNOWN: dict[str, Precision | Calibrated] = {**PRECISIONS, **CALIBRATED}
 

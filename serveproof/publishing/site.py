@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from serveproof import provenance
@@ -16,18 +15,12 @@ from serveproof.publishing import crate, workflow_files
 from serveproof.publishing.runs import Run
 from serveproof.report import numbers, summary, words
 from serveproof.report.data import collect_history
-from serveproof.report.render import render, style
+from serveproof.report.render import render, style, templates_of
 
 
 def page(template: str, **values: Any) -> str:
     """A page in the report's style, without a script."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("serveproof.publishing"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates_of("serveproof.publishing")
     environment.filters.update(badge=words.badge, moment=numbers.moment)
     return environment.get_template(template).render(style=Markup(style()), **values)  # noqa: S704 - our own file
 

@@ -116,14 +116,19 @@ def _asset(name: str) -> str:
     return (resources.files("serveproof.report") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("serveproof.report"),
+def templates_of(package: str) -> jinja2.Environment:
+    """The templates of a package: every value escaped, an unknown name an error."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader(package),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _environment() -> jinja2.Environment:
+    environment = templates_of("serveproof.report")
     environment.filters.update(
         parts=numbers.parts,
         ratio=numbers.ratio,
