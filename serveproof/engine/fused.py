@@ -8,7 +8,9 @@ triton, which a CPU may not have.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from math import gcd
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from serveproof.ops.decode_step import EPS
 from serveproof.ops.fused_block import add_norm, rope_write, silu_mul
 from serveproof.ops.gemv_pieces import ONE_ROW, OUTPUT_PREFETCH_BYTES, after_attention
 
+LEAST_BLOCK_K = 512  # inputs at a time of the gemv kernels; with fewer, loads are too short to fill the memory's lanes
+
 
 class FusedForward:
     """A model's forward over the step that `attention` has planned. max_model_len: rows of the RoPE tables."""
@@ -33,7 +37,7 @@ class FusedForward:
         self.model, self.attention = model, attention
         positions_P = torch.arange(max_model_len, device=attention.cache.pool.device)
         self.cos_Pf, self.sin_Pf = model.rope_tables(positions_P)
-        self.one_row = _one_row_serves(model, attention)
+        self.one_row = _one_row_configs(model, attention)
 
     def __call__(self, tokens_N: Tensor, positions_N: Tensor) -> Tensor:
         """Final normed hidden states [N, D]."""
@@ -95,7 +99,7 @@ class FusedForward:
             q_1HE = x_1D.new_empty((1, attention.heads, attention.head_dim))
             gemv.qkv(
                 x_1D, layer.input_layernorm.weight, attention.qkv_proj.weight, self.cos_Pf, self.sin_Pf,
-                positions_1, slots_1, q_1HE, *cache.rows(index), ONE_ROW["qkv"], True, attention.o_proj.weight,
+                positions_1, slots_1, q_1HE, *cache.rows(index), self.one_row["qkv"], True, attention.o_proj.weight,
                 OUTPUT_PREFETCH_BYTES,
             )  # fmt: skip
             out_1D = self.attention.read(index, q_1HE).flatten(1)
@@ -104,9 +108,9 @@ class FusedForward:
                 mlp.down_proj.weight,
             )  # fmt: skip
             if mlp.group.world == 1:
-                after_attention(x_1D, out_1D, *weights, ONE_ROW, True)
+                after_attention(x_1D, out_1D, *weights, self.one_row, True)
             else:
-                share_after_attention(x_1D, out_1D, *weights, ONE_ROW, True, mlp.group)
+                share_after_attention(x_1D, out_1D, *weights, self.one_row, True, mlp.group)
 
 
 def share_after_attention(
@@ -127,8 +131,9 @@ def _head_norms(q_norm: RMSNorm | None, k_norm: RMSNorm | None) -> tuple[Tensor,
     return None if q_norm is None or k_norm is None else (q_norm.weight, k_norm.weight)
 
 
-def _one_row_serves(model: Llama, attention: PagedAttention) -> bool:
-    """Whether the gemv kernels take this model: plain linear layers, a share's shapes and blocks, sm_90."""
+def _one_row_configs(model: Llama, attention: PagedAttention) -> dict[str, gemv.Config]:
+    """Launch shapes of the gemv kernels by product; empty where they don't take this model: they want plain linear
+    layers and sm_90. A block that doesn't divide a rank's share of the inputs is halved until it does."""
     config, cache = model.config, attention.cache
     if (
         config.qk_norm
@@ -136,8 +141,9 @@ def _one_row_serves(model: Llama, attention: PagedAttention) -> bool:
         or cache.scales is not None
         or config.rms_norm_eps != EPS
         or not gemv.is_cuda_90(cache.pool)
+        or config.head_dim % ONE_ROW["qkv"].block_n
     ):
-        return False
+        return {}
     layer: Any = model.layers[0]
     products = {
         "qkv": layer.self_attn.qkv_proj,
@@ -145,7 +151,14 @@ def _one_row_serves(model: Llama, attention: PagedAttention) -> bool:
         "gate_up": layer.mlp.gate_up_proj,
         "down": layer.mlp.down_proj,
     }
-    return config.head_dim % ONE_ROW["qkv"].block_n == 0 and all(
-        isinstance(product, nn.Linear) and gemv.fits(product.out_features, product.in_features, ONE_ROW[name])
-        for name, product in products.items()
-    )
+    if not all(isinstance(product, nn.Linear) for product in products.values()):
+        return {}
+    found = {name: launch_shape(ONE_ROW[name], product.in_features) for name, product in products.items()}
+    fit = all(gemv.fits(product.out_features, product.in_features, found[name]) for name, product in products.items())
+    return found if fit else {}
+
+
+def launch_shape(config: gemv.Config, inputs: int) -> gemv.Config:
+    """`config` with the largest block_k that divides `inputs`, if it is LEAST_BLOCK_K or more; else `config`."""
+    block_k = gcd(config.block_k, inputs)
+    return replace(config, block_k=block_k) if block_k >= LEAST_BLOCK_K else config

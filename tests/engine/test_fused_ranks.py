@@ -14,7 +14,7 @@ import torch
 os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton", reason="triton is not installed: the kernels' maths can't be interpreted")
 
-from serveproof.engine.fused import share_after_attention
+from serveproof.engine.fused import launch_shape, share_after_attention
 from serveproof.engine.parallel import Group
 from serveproof.ops.gemv import Config
 from serveproof.ops.gemv_pieces import ONE_ROW, after_attention
@@ -59,3 +59,12 @@ def test_the_shares_of_two_ranks_sum_to_the_whole_layer() -> None:
         thread.join(120)
     assert torch.equal(found[0], found[1])
     torch.testing.assert_close(found[0], expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "block_k"),
+    [(4096, 2048), (7168, 1024), (14336, 2048), (1536, 512), (2048 + 64, 2048)],
+    ids=["whole", "half an 8 B layer", "whole 8 B layer", "small", "no block divides it"],
+)
+def test_a_block_that_does_not_divide_a_share_is_halved(inputs: int, block_k: int) -> None:
+    assert launch_shape(Config(4, 2048, 4), inputs) == Config(4, block_k, 4)

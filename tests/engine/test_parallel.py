@@ -72,3 +72,17 @@ def test_what_does_not_divide_is_told(tiny_llama: Callable[..., Any]) -> None:
     ):
         with pytest.raises(UserError, match=expected):
             load_model(directory, group=Group(0, world))
+
+
+def test_a_direct_sum_gathers_columns_too() -> None:
+    """Each rank's columns stand where its rank says, the rest of what it sums is zeros; infinities stay what they are."""
+    parts = [torch.tensor([[1.0, float("inf")]]), torch.tensor([[-3.0, 4.0]])]
+    sent: list[torch.Tensor] = []
+
+    def summed(x: torch.Tensor) -> torch.Tensor:
+        sent.append(x.clone())
+        return x
+
+    for rank, part in enumerate(parts):
+        Group(rank, 2, direct=summed).all_gather(part)
+    assert torch.equal(sent[0] + sent[1], torch.cat(parts, dim=-1))
