@@ -75,7 +75,7 @@ def test_what_does_not_divide_is_told(tiny_llama: Callable[..., Any]) -> None:
 
 
 def test_a_direct_sum_gathers_columns_too() -> None:
-    """Each rank's columns stand where its rank says, the rest of what it sums is zeros; infinities stay what they are."""
+    """Each rank's columns stand where its rank says, and zeros elsewhere; infinities stay what they are."""
     parts = [torch.tensor([[1.0, float("inf")]]), torch.tensor([[-3.0, 4.0]])]
     sent: list[torch.Tensor] = []
 
