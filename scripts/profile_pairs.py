@@ -29,9 +29,13 @@ def work(arguments: argparse.Namespace) -> None:
         if time.monotonic() - started > arguments.limit_s:
             print(f"{pair}: not profiled: {arguments.limit_s:.0f} s are over", flush=True)
             continue
-        cases = cases_of(pair, key.device_of(hardware))
+        cases = [
+            case
+            for case in cases_of(pair, key.device_of(hardware))
+            if not arguments.cases or case.case in arguments.cases
+        ]
         if not cases:
-            print(f"{pair}: no case for {hardware}", flush=True)
+            print(f"{pair}: no case for {hardware}{' of those named' if arguments.cases else ''}", flush=True)
             continue
         try:
             record, raw = profile(
@@ -52,6 +56,7 @@ def work(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = script.parser(__doc__ or "")
     parser.add_argument("--pairs", nargs="+", help="all of kernels/ by default")
+    parser.add_argument("--cases", nargs="+", help="all of the hardware's tiers by default")
     add_options(parser)
     parser.add_argument("--cpu", action="store_true", help="on the CPU, although there is a GPU")
     parser.add_argument("--threads", type=int, default=1)

@@ -127,7 +127,8 @@ def quantize_weight(weight_NK: Tensor, precision: Precision) -> tuple[Tensor, Te
     else:
         largest = magnitude_NK.amax(dim=1) if precision.granularity == "channel" else magnitude_NK.amax().view(1)
     format_max = E4M3_MAX if precision.weight_dtype == torch.float8_e4m3fn else INT8_MAX
-    scale = torch.where(largest > 0, largest / format_max, torch.ones_like(largest))
+    # By a tensor: on CUDA torch divides by a number as it multiplies by its inverse, a unit of the last place off.
+    scale = torch.where(largest > 0, largest / torch.full_like(largest, format_max), torch.ones_like(largest))
     if precision.granularity == "mx":
         exponent = torch.frexp(largest).exponent - 1 - E4M3_EXPONENT
         scale = torch.where(largest > 0, torch.ldexp(torch.ones_like(largest), exponent), torch.ones_like(largest))

@@ -18,15 +18,20 @@ def _cast(x_MK: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (x_MK.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
+def _scale(amax: torch.Tensor) -> torch.Tensor:
+    # by a tensor: on CUDA torch divides by a number as it multiplies by its inverse, a unit of the last place off
+    return amax.clamp(min=LEAST_AMAX) / torch.full_like(amax, E4M3_MAX)
+
+
 def quantize_rows_torch(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(x as float8_e4m3fn, scale (M, 1) float32) with x about their product; plain torch, any device."""
-    scale_M1 = x_MK.float().abs().amax(1, keepdim=True).clamp(min=LEAST_AMAX) / E4M3_MAX
+    scale_M1 = _scale(x_MK.float().abs().amax(1, keepdim=True))
     return _cast(x_MK, scale_M1), scale_M1
 
 
 def quantize_tensor_torch(x_MK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(x as float8_e4m3fn, scale () float32); plain torch, any device."""
-    scale = x_MK.float().abs().amax().clamp(min=LEAST_AMAX) / E4M3_MAX
+    scale = _scale(x_MK.float().abs().amax())
     return _cast(x_MK, scale), scale
 
 

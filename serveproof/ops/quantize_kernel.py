@@ -14,7 +14,8 @@ TENSOR_WIDTH, TENSOR_WARPS = 4096, 4
 @triton.jit
 def _clamped(x, scale):
     # By default maximum and minimum drop a NaN: a broken activation would come out as -448, a number like any other.
-    low = tl.maximum(x / scale, -E4M3_MAX, propagate_nan=tl.PropagateNan.ALL)
+    # div_rn, here and below: Triton's own division may be off by two units of the last place, a CPU's never is.
+    low = tl.maximum(tl.div_rn(x, scale), -E4M3_MAX, propagate_nan=tl.PropagateNan.ALL)
     return tl.minimum(low, E4M3_MAX, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -23,7 +24,8 @@ def _rows(x, out, scales, stride_x, K: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, WIDTH)
     x_K = tl.load(x + row * stride_x + k, mask=k < K, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(x_K), 0), LEAST_AMAX) / E4M3_MAX
+    amax = tl.maximum(tl.max(tl.abs(x_K), 0), LEAST_AMAX)
+    scale = tl.div_rn(amax, tl.full((), E4M3_MAX, tl.float32))
     tl.store(out + row * K + k, _clamped(x_K, scale).to(out.dtype.element_ty), mask=k < K)
     tl.store(scales + row, scale)
 
@@ -32,7 +34,8 @@ def _rows(x, out, scales, stride_x, K: tl.constexpr, WIDTH: tl.constexpr):
 def _tensor(x, amax, out, scale_out, elements, WIDTH: tl.constexpr):
     program = tl.program_id(0)
     at = program.to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
-    scale = tl.maximum(tl.load(amax), LEAST_AMAX, propagate_nan=tl.PropagateNan.ALL) / E4M3_MAX
+    most = tl.maximum(tl.load(amax), LEAST_AMAX, propagate_nan=tl.PropagateNan.ALL)
+    scale = tl.div_rn(most, tl.full((), E4M3_MAX, tl.float32))
     x_W = tl.load(x + at, mask=at < elements, other=0.0).to(tl.float32)
     tl.store(out + at, _clamped(x_W, scale).to(out.dtype.element_ty), mask=at < elements)
     if program == 0:
