@@ -16,7 +16,7 @@ import msgspec
 
 from serveproof import pairs, script
 from serveproof.bench import profiling_decoder
-from serveproof.bench.measure import answered
+from serveproof.bench.processes import answered
 from serveproof.bench.profiling_job import DecoderJob, DecoderReply, add_options, options_of
 from serveproof.bench.profiling_kernel import ceilings_of, summary, table
 from serveproof.engine.config import read_config

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serveproof import pairs, script
 from serveproof.bench.job import Case, CaseReply, Job, add_options
-from serveproof.bench.measure import run_process
+from serveproof.bench.processes import run_process
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
 from serveproof.results import SideCheck, VerifyCase, VerifyRecord, write

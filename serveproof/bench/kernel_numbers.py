@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from serveproof import pairs
 from serveproof.bench.job import Case, CaseReply, Job
-from serveproof.bench.measure import run_process
+from serveproof.bench.processes import run_process
 from serveproof.profile_records import Profile
 from serveproof.results import Estimate, MeasureCase, Metric, SideSummary
 

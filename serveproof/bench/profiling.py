@@ -14,7 +14,7 @@ import msgspec
 from serveproof import pairs
 from serveproof.bench import profiling_counters
 from serveproof.bench.job import Case, Job
-from serveproof.bench.measure import answered
+from serveproof.bench.processes import answered
 from serveproof.bench.profiling_job import CounterJob, CounterReply, Options, ProfileJob, ProfileReply, RawKernel
 from serveproof.profile_records import Counters, Profile, ProfileCase
 from serveproof.results import SIDES, Ceilings

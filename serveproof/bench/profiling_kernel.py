@@ -19,7 +19,7 @@ import msgspec
 from tabulate import tabulate
 
 from serveproof import pairs, script
-from serveproof.bench import kernel_numbers, measure, profiling
+from serveproof.bench import kernel_numbers, profiling
 from serveproof.bench.job import Case, CaseReply, Job
 from serveproof.bench.profiling_job import Options, RawKernel, add_options, options_of
 from serveproof.config import AUTO_TIERS, read_yaml
@@ -143,6 +143,8 @@ def measured(pair: str, cases: list[Case], hardware: str, arguments: argparse.Na
             "time", pair, cases, device, arguments.threads, arguments.iterations, warmup_rounds=3, seed=0,
             ranks=len(held),
         )  # fmt: skip
+        from serveproof.bench import measure  # polars: only where it is needed
+
         return measure.measure(job, arguments.processes, ceilings_of(hardware, arguments.threads))[0]
 
 

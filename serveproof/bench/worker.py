@@ -1,4 +1,4 @@
-"""One measuring process: reads a Job, runs it alone, writes a Reply. Started by serveproof.bench.measure.
+"""One measuring process: reads a Job, runs it alone, writes a Reply. Started by serveproof.bench.processes.
 
 A process of its own per repetition makes memory layout, allocator state and back-end choice part of the spread.
 """
