@@ -1,8 +1,9 @@
 """The engine over several ranks, tensor parallel: torchrun --nproc-per-node N scripts/inference_serving_multigpu.py
 
 Every rank runs the same schedule on its share of the weights and of the cache. It says what each rank holds, measures
-prefill and decode, and with --check holds the tokens against one rank's. On a CPU the ranks talk through gloo, on CUDA
-through NCCL, a GPU each. Without torchrun it runs as one rank.
+prefill and decode, and with --check holds the tokens against one rank's, in float32. On a CPU the ranks talk through
+gloo, on CUDA through NCCL, a GPU each, and in bfloat16 small sums go over symmetric memory where the GPUs map each
+other's. Without torchrun it runs as one rank.
 
 Needs a model directory, or a config.json for random weights. Prints a table. Writes its record to --out; without it
 nothing. Exit code 1 when the tokens differ.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ import torch.distributed as dist
 from serveproof import script
 from serveproof.bench import engine_load
 from serveproof.distributed import group
+from serveproof.distributed.direct import direct_sum
 from serveproof.distributed.group import ChecksFailed, Ranks
 from serveproof.engine.config import ModelConfig
 from serveproof.engine.engine import Completion, Engine
@@ -79,7 +82,11 @@ def gathered(share: RankShare, world: int) -> list[RankShare]:
 
 
 def work(arguments: argparse.Namespace, ranks: Ranks) -> None:
-    device, shared = ranks.device.type, ranks.group
+    device = ranks.device.type
+    direct, how = direct_sum(ranks)
+    shared = replace(ranks.group, direct=direct)
+    if shared.rank == 0 and shared.world > 1:
+        script.say(arguments.log, how)
     settings = Settings(
         dtype=arguments.dtype,
         device=device,
@@ -151,6 +158,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="rank 0 computes the same alone and compares the tokens")
     parser.add_argument("--out", type=Path, help="write the record here, as JSON")
     arguments = parser.parse_args()
+    if arguments.check and arguments.dtype != "fp32":
+        parser.error(
+            f"--check compares tokens: in {arguments.dtype} another order of sums may flip one; use --dtype fp32"
+        )
     group.run(work, arguments, device_of(arguments.key))
 
 
