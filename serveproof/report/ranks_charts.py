@@ -14,6 +14,16 @@ from serveproof.report.charts import Chart, Column
 from serveproof.report.numbers import figure
 
 WAYS = [charts.OPTIMIZED, charts.BASELINE, charts.THIRD, charts.MUTED]
+# powers of two by their own units
+BYTES = (
+    "datum.value >= 1048576 ? format(datum.value / 1048576, '~g') + ' MiB' : "
+    "datum.value >= 1024 ? format(datum.value / 1024, '~g') + ' KiB' : format(datum.value, '~g') + ' B'"
+)
+
+
+def _way() -> alt.Color:
+    """A colour a way; names are long, so two stand in a row, apart: a browser draws them wider than was reckoned."""
+    return alt.Color("way:N", scale=alt.Scale(range=WAYS), legend=alt.Legend(columns=2, columnPadding=32))
 
 
 def between(record: RankedRecord) -> list[Chart]:
@@ -92,8 +102,8 @@ def others(record: RankedRecord) -> Chart | None:
 def _by_size(points: Sequence[tuple[str, CollectivePoint]], words: tuple[str, str, str]) -> Chart | None:
     rows = [
         {
-            "way": way, "size": one.bytes, "us": one.time.value, "low": one.time.low, "high": one.time.high,
-            "bus": one.bus_bandwidth_bytes_per_s,
+            "way": way.replace("_", " "), "size": one.bytes, "us": one.time.value, "low": one.time.low,
+            "high": one.time.high, "bus": one.bus_bandwidth_bytes_per_s,
         }
         for way, one in points
     ]  # fmt: skip
@@ -102,9 +112,14 @@ def _by_size(points: Sequence[tuple[str, CollectivePoint]], words: tuple[str, st
     frame = pl.DataFrame(rows)
     base = charts.base(frame)
     encoding = {
-        "x": alt.X("size:Q", scale=alt.Scale(type="log", base=2), axis=alt.Axis(format="~s"), title="bytes"),
+        "x": alt.X(
+            "size:Q",
+            scale=alt.Scale(type="log", base=2),
+            axis=alt.Axis(values=sorted({row["size"] for row in rows}), labelExpr=BYTES),
+            title="size",
+        ),
         "y": alt.Y("us:Q", scale=alt.Scale(type="log"), title="µs"),
-        "color": alt.Color("way:N", scale=alt.Scale(range=WAYS)),
+        "color": _way(),
     }
     layers = [
         base.mark_line(opacity=0.7).encode(**encoding),
@@ -164,8 +179,8 @@ def expert_layers(record: RankedRecord) -> Chart | None:
     """Tokens/s of a layer of experts against the traffic's imbalance, by placement and batching."""
     rows = [
         {
-            "way": f"{one.placement}, {one.batching}", "traffic": one.traffic, "imbalance": one.imbalance,
-            "rate": one.tokens_per_s, "exchange": 100 * one.exchange_share,
+            "way": f"{one.placement}, {one.batching}".replace("_", " "), "traffic": one.traffic,
+            "imbalance": one.imbalance, "rate": one.tokens_per_s, "exchange": 100 * one.exchange_share,
         }
         for one in record.expert_layers
     ]  # fmt: skip
@@ -176,7 +191,7 @@ def expert_layers(record: RankedRecord) -> Chart | None:
     encoding = {
         "x": alt.X("imbalance:Q", title="busiest expert's rows over the mean", scale=alt.Scale(zero=False)),
         "y": alt.Y("rate:Q", title="tokens/s, all ranks", axis=alt.Axis(format="~s")),
-        "color": alt.Color("way:N", scale=alt.Scale(range=WAYS)),
+        "color": _way(),
     }
     layers = [
         base.mark_line(opacity=0.6).encode(**encoding),

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make publish PUBLISHED="h200 2x_h200 2x_h100"` runs."""
+    """What `make publish PUBLISHED="h200 2x_h200 2x_h100 h100"` runs."""
     out = tmp_path_factory.mktemp("publishing") / "site"
-    folders = [f"reports/published/{name}" for name in ("h200", "2x_h200", "2x_h100")]
+    folders = [f"reports/published/{name}" for name in ("h200", "2x_h200", "2x_h100", "h100")]
     command = [sys.executable, "scripts/publish.py", "--results", *folders, "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -70,7 +70,7 @@ def test_the_index_lists_hardware_date_commit_and_verdicts(published: Path) -> N
 
 
 def test_every_record_is_published_as_it_is(published: Path) -> None:
-    for name in ("h200", "2x_h200", "2x_h100"):
+    for name in ("h200", "2x_h200", "2x_h100", "h100"):
         source = ROOT / "reports/published" / name
         files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
         assert files
