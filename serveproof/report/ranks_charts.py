@@ -115,7 +115,7 @@ def _by_size(points: Sequence[tuple[str, CollectivePoint]], words: tuple[str, st
         "x": alt.X(
             "size:Q",
             scale=alt.Scale(type="log", base=2),
-            axis=alt.Axis(values=sorted({row["size"] for row in rows}), labelExpr=BYTES),
+            axis=alt.Axis(values=sorted({one.bytes for _, one in points}), labelExpr=BYTES),
             title="size",
         ),
         "y": alt.Y("us:Q", scale=alt.Scale(type="log"), title="µs"),
