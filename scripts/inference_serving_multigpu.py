@@ -34,6 +34,7 @@ from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.parallel import SINGLE, Group
 from serveproof.engine.sequence import SamplingParams
 from serveproof.engine.start import COMPUTE, Settings, start_with
+from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 from serveproof.pairs import ROOT
 from serveproof.provenance import collect
@@ -81,9 +82,19 @@ def gathered(share: RankShare, world: int) -> list[RankShare]:
     return [one for one in shares if one is not None]
 
 
+def refuse_what_rounds(arguments: argparse.Namespace) -> None:
+    """UserError where tokens would be compared that rounding may tell apart."""
+    if arguments.check and arguments.dtype != "fp32":
+        raise UserError(
+            f"--check compares tokens: in {arguments.dtype} another order of sums may flip one; use --dtype fp32"
+        )
+
+
 def work(arguments: argparse.Namespace, ranks: Ranks) -> None:
+    ranks.together(lambda: refuse_what_rounds(arguments))
     device = ranks.device.type
-    direct, how = direct_sum(ranks)
+    # the direct sum takes bfloat16 alone
+    direct, how = direct_sum(ranks) if arguments.dtype == "bf16" else (None, f"all-reduce by {ranks.backend}")
     shared = replace(ranks.group, direct=direct)
     if shared.rank == 0 and shared.world > 1:
         script.say(arguments.log, how)
@@ -158,10 +169,6 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="rank 0 computes the same alone and compares the tokens")
     parser.add_argument("--out", type=Path, help="write the record here, as JSON")
     arguments = parser.parse_args()
-    if arguments.check and arguments.dtype != "fp32":
-        parser.error(
-            f"--check compares tokens: in {arguments.dtype} another order of sums may flip one; use --dtype fp32"
-        )
     group.run(work, arguments, device_of(arguments.key))
 
 

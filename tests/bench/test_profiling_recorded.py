@@ -20,12 +20,17 @@ RECORDED = Path(__file__).parent / "nsight"
 PRODUCT_FLOPS = 2 * 8192**3
 
 
+def launches(pair: str, case: str, side: str) -> list[RawKernel]:
+    kind = dict[str, dict[str, list[RawKernel]]]
+    return msgspec.json.decode((RECORDED / f"{pair}.json").read_bytes(), type=kind)[case][side]
+
+
 def rows(pair: str, case: str, side: str, dtype: str) -> list[Counters]:
-    recorded = msgspec.json.decode((RECORDED / f"{pair}.json").read_bytes(), type=dict[str, dict[str, list[RawKernel]]])
+    recorded = launches(pair, case, side)
     machine = read(RECORDED / "hardware.json", HardwareRecord)
-    found, left_out = counters(recorded[case][side], machine.ceilings, dtype)
+    found, left_out = counters(recorded, machine.ceilings, dtype)
     assert left_out == 0
-    assert sum(row.launches for row in found) == len(recorded[case][side])
+    assert sum(row.launches for row in found) == len(recorded)
     assert found == sorted(found, key=lambda row: -row.time_ms)
     return found
 
@@ -70,8 +75,5 @@ def test_plain_attention_is_bound_by_the_scores_it_writes() -> None:
 
 
 def test_every_counter_that_is_asked_for_on_hopper_was_there() -> None:
-    recorded = msgspec.json.decode(
-        (RECORDED / "flash_sdp.json").read_bytes(), type=dict[str, dict[str, list[RawKernel]]]
-    )
-    for kernel in recorded["causal_s8192_d128"]["baseline"]:
+    for kernel in launches("flash_sdp", "causal_s8192_d128", "baseline"):
         assert kernel.metrics.keys() >= SCALAR.keys()

@@ -12,13 +12,14 @@ from serveproof.publishing import runs, site
 from tests.report import fake_results
 
 ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = ("h200", "2x_h200", "2x_h100", "h100")
 
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make publish PUBLISHED="h200 2x_h200 2x_h100 h100"` runs."""
     out = tmp_path_factory.mktemp("publishing") / "site"
-    folders = [f"reports/published/{name}" for name in ("h200", "2x_h200", "2x_h100", "h100")]
+    folders = [f"reports/published/{name}" for name in PUBLISHED]
     command = [sys.executable, "scripts/publish.py", "--results", *folders, "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ import yaml
 
 from serveproof import results
 from serveproof.publishing import runs, site, workflow_files
-from tests.publishing.conftest import ROOT
+from tests.publishing.conftest import PUBLISHED, ROOT
 from tests.report import fake_results
 
 SITES = ("published", "hostile")
@@ -70,7 +70,7 @@ def test_the_index_lists_hardware_date_commit_and_verdicts(published: Path) -> N
 
 
 def test_every_record_is_published_as_it_is(published: Path) -> None:
-    for name in ("h200", "2x_h200", "2x_h100", "h100"):
+    for name in PUBLISHED:
         source = ROOT / "reports/published" / name
         files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
         assert files
