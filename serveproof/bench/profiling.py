@@ -24,8 +24,9 @@ if TYPE_CHECKING:  # started by name: what they import is part of what a profile
 
 WORKER, COUNTING_WORKER = "serveproof.bench.profiling_worker", "serveproof.bench.profiling_ncu"
 LIMIT_S, COUNTING_LIMIT_S = 1800, 240
-# Nsight Compute runs each kernel a dozen times, memory saved and restored: beyond so many only the first are counted.
-MOST_COUNTED = 400
+# Nsight Compute runs each kernel a dozen times, memory saved and restored: 400 took longer than two minutes on an H100.
+# Of a call with more only the first are counted.
+MOST_COUNTED = 100
 NSYS = ("nsys", "profile", "--trace=cuda,nvtx,osrt", "--force-overwrite=true", "--output")
 
 

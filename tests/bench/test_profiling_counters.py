@@ -153,7 +153,7 @@ def test_counters_go_into_the_profiles_that_passed(tmp_path: Path, monkeypatch: 
     assert profiles["c"]["baseline"].counters == []
     assert "killed" in profiles["c"]["baseline"].notes[0]
     assert [row.kernel for row in profiles["c"]["optimized"].counters] == ["k"]
-    assert "first 400 operations" in profiles["c"]["optimized"].notes[0]
+    assert "first 100 operations" in profiles["c"]["optimized"].notes[0]
     assert raw["c"]["optimized"][0].name == "k"
 
 
