@@ -1,8 +1,9 @@
-"""What HTTP costs: the same requests through the server and through the bare engine, beside each other, as ratios.
+"""What HTTP costs: the same requests through the server and through the bare engine, in turn, as ratios.
 
-Streams of --tokens tokens, --streams at a time, at once; then one request at a time for the first token. Each way runs
---runs times in turn, each time in a process of its own with the same settings, and the medians are compared. On a busy
-machine the figures are the neighbours'.
+Both ways are started with the same settings and stay up; while one works the other waits. First one request at a time,
+the engine's turn and the server's one after the other: the first token's delay is the median of the pairs'
+differences. Then --streams streams of --tokens tokens at once, --runs times each in turn. What slows the machine for a
+while slows both.
 
 Needs --model and free cores. Prints a table. Writes no file.
 """
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -31,77 +33,48 @@ from serveproof.engine.start import COMPUTE, Settings
 from serveproof.server.engine_process import start
 from serveproof.server.wire import Job
 
-PROMPT_TOKENS, ALONE = 32, 40
+PROMPT_TOKENS, WARM = 32, 5
 
 
-def prompts(count: int) -> list[list[int]]:
-    """Token ids of a small vocabulary; no two begin alike."""
-    return [[10 + (number * 7 + at * (number + 3)) % 80 for at in range(PROMPT_TOKENS)] for number in range(count)]
+def prompts(count: int, seed: int) -> list[list[int]]:
+    """Token ids of a small vocabulary."""
+    draw = random.Random(seed)
+    return [[draw.randrange(10, 90) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
 
 
-def bare(engine: Engine, streams: int, tokens: int) -> dict[str, float]:
-    """The engine without a server: tokens/s of all streams, s to the first token of one."""
-    asked = prompts(streams)
-    engine.generate(asked[:2], SamplingParams(max_tokens=4, ignore_eos=True))
-    engine.blocks.forget_kept()
-    begun = time.perf_counter()
-    engine.generate(asked, SamplingParams(max_tokens=tokens, ignore_eos=True))
-    rate = streams * tokens / (time.perf_counter() - begun)
-    first = []
-    for number, prompt in enumerate(prompts(ALONE)):
-        engine.blocks.forget_kept()
-        begun = time.perf_counter()
-        engine.add(str(number), prompt, SamplingParams(max_tokens=1, ignore_eos=True))
-        while not any(output.tokens for output in engine.step()):
-            pass
-        first.append(time.perf_counter() - begun)
+def bare(engine: Engine) -> None:
+    """The engine without a server: a line of JSON {prompts, tokens} in, {first_s, whole_s} out, until the end."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        params = SamplingParams(max_tokens=asked["tokens"], ignore_eos=True)
+        begun, first_s = time.perf_counter(), 0.0
+        for number, prompt in enumerate(asked["prompts"]):
+            engine.add(str(number), prompt, params)
         while engine.busy:
-            engine.step()
-    return {"tokens_per_s": rate, "ttft_s": statistics.median(first)}
+            told = engine.step()
+            if not first_s and any(output.tokens for output in told):
+                first_s = time.perf_counter() - begun
+        print(json.dumps({"first_s": first_s, "whole_s": time.perf_counter() - begun}), flush=True)
 
 
-async def _stream(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> float:
+async def _stream(session: aiohttp.ClientSession, url: str, prompt: list[int], tokens: int) -> float:
     """s from sending to the first event; the rest is read too."""
+    asked = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True}
     begun = time.perf_counter()
-    async with session.post(f"{url}/v1/completions", json=body) as answer:
+    async with session.post(f"{url}/v1/completions", json={"model": "benchmark", **asked}) as answer:
         answer.raise_for_status()
         await answer.content.readline()
-        first = time.perf_counter() - begun
+        first_s = time.perf_counter() - begun
         async for _ in answer.content:
             pass
-    return first
+    return first_s
 
 
-async def over_http(url: str, streams: int, tokens: int) -> dict[str, float]:
-    """The same through a server."""
-
-    def body(prompt: list[int], count: int) -> dict[str, Any]:
-        asked = {"prompt": prompt, "max_tokens": count, "ignore_eos": True, "temperature": 0, "stream": True}
-        return {"model": "benchmark", **asked}
-
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        for prompt in prompts(2):
-            await _stream(session, url, body(prompt[::-1], 4))
-        begun = time.perf_counter()
-        await asyncio.gather(*(_stream(session, url, body(prompt, tokens)) for prompt in prompts(streams)))
-        rate = streams * tokens / (time.perf_counter() - begun)
-        first = [await _stream(session, url, body(prompt, 1)) for prompt in prompts(ALONE)]
-    return {"tokens_per_s": rate, "ttft_s": statistics.median(first)}
-
-
-def served(arguments: argparse.Namespace) -> dict[str, float]:
-    """A server's life: started, measured, ended."""
-    command = [sys.executable, "-m", "serveproof.server", "--model", arguments.model, "--port", str(arguments.port)]
-    command += ["--served-model-name", "benchmark", "--dtype", arguments.dtype, "--max-running", str(arguments.streams)]
-    command += ["--no-prefix-caching", "--threads", str(arguments.threads), "--max-model-len", "2048"]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            asyncio.run(_ready(f"http://127.0.0.1:{arguments.port}", process))
-            return asyncio.run(over_http(f"http://127.0.0.1:{arguments.port}", arguments.streams, arguments.tokens))
-        finally:
-            process.terminate()
-            process.wait()
+async def over_http(session: aiohttp.ClientSession, url: str, asked: list[list[int]], tokens: int) -> dict[str, float]:
+    """The same through a server; first_s of the first request."""
+    begun = time.perf_counter()
+    first_s = await asyncio.gather(*(_stream(session, url, prompt, tokens) for prompt in asked))
+    return {"first_s": first_s[0], "whole_s": time.perf_counter() - begun}
 
 
 async def _ready(url: str, process: subprocess.Popen[bytes]) -> None:
@@ -117,7 +90,7 @@ async def _ready(url: str, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"the server ended with code {process.returncode}")
 
 
-def inner(arguments: argparse.Namespace) -> dict[str, float]:
+def serve_bare(arguments: argparse.Namespace) -> None:
     """The bare engine in this process."""
     settings = Settings(
         dtype=arguments.dtype,
@@ -127,29 +100,71 @@ def inner(arguments: argparse.Namespace) -> dict[str, float]:
         prefix_caching=False,
     )
     engine = start(Job(arguments.model, settings, arguments.threads))
-    return bare(engine, arguments.streams, arguments.tokens)
+    print(json.dumps({}), flush=True)
+    bare(engine)
+
+
+async def in_turn(arguments: argparse.Namespace, engine: subprocess.Popen[str], url: str) -> dict[str, list[float]]:
+    """Samples: what the first token costs alone (s, either way), and how long all streams take."""
+    found: dict[str, list[float]] = {name: [] for name in ("engine_first", "server_first", "engine", "server")}
+    assert engine.stdin is not None and engine.stdout is not None  # noqa: S101 (told to mypy)
+
+    def ask_engine(asked: list[list[int]], tokens: int) -> dict[str, float]:
+        engine.stdin.write(json.dumps({"prompts": asked, "tokens": tokens}) + "\n")  # type: ignore[union-attr]
+        engine.stdin.flush()  # type: ignore[union-attr]
+        told: dict[str, float] = json.loads(engine.stdout.readline())  # type: ignore[union-attr]
+        return told
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        for number in range(WARM + arguments.alone):
+            prompt = prompts(1, number)
+            ways = {"engine_first": ask_engine(prompt, 1), "server_first": await over_http(session, url, prompt, 1)}
+            if number >= WARM:
+                for name, told in ways.items():
+                    found[name].append(told["first_s"])
+        for number in range(arguments.runs):
+            asked = prompts(arguments.streams, -1 - number)
+            found["engine"].append(ask_engine(asked, arguments.tokens)["whole_s"])
+            found["server"].append((await over_http(session, url, asked, arguments.tokens))["whole_s"])
+    return found
 
 
 def work(arguments: argparse.Namespace) -> None:
     if arguments.bare:
-        print(json.dumps(inner(arguments)))
+        serve_bare(arguments)
         return
-    found: dict[str, list[dict[str, float]]] = {"engine": [], "server": []}
-    for run in range(arguments.runs):
-        command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--bare"]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        found["engine"].append(json.loads(done.stdout.splitlines()[-1]))
-        found["server"].append(served(arguments))
-        print(f"run {run + 1} of {arguments.runs}", file=sys.stderr)
-    middle = {
-        way: {name: statistics.median(one[name] for one in runs) for name in ("tokens_per_s", "ttft_s")}
-        for way, runs in found.items()
-    }
-    rows = [(way, f"{one['tokens_per_s']:.0f}", f"{1e3 * one['ttft_s']:.2f}") for way, one in middle.items()]
+    url = f"http://127.0.0.1:{arguments.port}"
+    served = [sys.executable, "-m", "serveproof.server", "--model", arguments.model, "--port", str(arguments.port)]
+    served += ["--served-model-name", "benchmark", "--dtype", arguments.dtype, "--max-running", str(arguments.streams)]
+    served += ["--no-prefix-caching", "--threads", str(arguments.threads), "--max-model-len", "2048"]
+    alone = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--bare"]
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(served, stdout=log, stderr=log)
+        engine = subprocess.Popen(alone, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            asyncio.run(_ready(url, server))
+            if engine.stdout is None or not engine.stdout.readline():
+                raise RuntimeError("the engine ended before it was asked")
+            found = asyncio.run(in_turn(arguments, engine, url))
+        finally:
+            for process in (server, engine):
+                process.terminate()
+                process.wait()
+    report(found, arguments.streams * arguments.tokens)
+
+
+def report(found: dict[str, list[float]], tokens: int) -> None:
+    """The table, and both figures against their goals."""
+    rows = [
+        (way, f"{tokens / statistics.median(found[way]):.0f}", f"{1e3 * statistics.median(found[f'{way}_first']):.2f}")
+        for way in ("engine", "server")
+    ]
     print(tabulate(rows, headers=("", "tokens/s", "TTFT alone, ms")))
-    share = middle["server"]["tokens_per_s"] / middle["engine"]["tokens_per_s"]
-    added_ms = 1e3 * (middle["server"]["ttft_s"] - middle["engine"]["ttft_s"])
-    print(f"throughput {share:.3f} x the engine's (goal 0.95), TTFT {added_ms:+.2f} ms (goal 1 ms)")
+    share = statistics.median(one / other for one, other in zip(found["engine"], found["server"], strict=True))
+    pairs = zip(found["server_first"], found["engine_first"], strict=True)
+    added_ms = statistics.quantiles([1e3 * (one - other) for one, other in pairs])
+    print(f"throughput {share:.3f} x the engine's (goal 0.95)")
+    print(f"TTFT {added_ms[1]:+.2f} ms, quartiles {added_ms[0]:+.2f} and {added_ms[2]:+.2f} (goal 1 ms)")
 
 
 def main() -> None:
@@ -158,10 +173,11 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16", choices=COMPUTE)
     parser.add_argument("--streams", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=5, help="of all streams, either way")
+    parser.add_argument("--alone", type=int, default=100, help="requests one at a time, either way")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--port", type=int, default=8321)
-    parser.add_argument("--bare", action="store_true", help="measure the engine alone, in this process, and print JSON")
+    parser.add_argument("--bare", action="store_true", help="be the engine alone, asked on stdin")
     script.run(work, parser.parse_args())
 
 

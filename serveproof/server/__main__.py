@@ -31,6 +31,7 @@ from serveproof.server.chat import ChatTemplate, load_template
 from serveproof.server.engine_client import EngineClient
 from serveproof.server.gate import Gate
 from serveproof.server.guard import Guard
+from serveproof.server.http_protocol import BoundedHead
 from serveproof.server.prepare import Model
 from serveproof.server.tokens import load_tokenizer_of
 from serveproof.server.wire import Job
@@ -152,6 +153,7 @@ def work(given: argparse.Namespace) -> None:
         guard,
         given.host,
         given.port,
+        http=BoundedHead,
         log_level="info",
         access_log=given.http_log,
         timeout_graceful_shutdown=given.drain_s + SHUT_S,

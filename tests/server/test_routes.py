@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import select
+import socket
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,23 @@ def test_every_route_but_health_wants_the_key(model: Path, tmp_path: Path) -> No
         assert connection.getresponse().status == 413
         status, answer = post(f"{server.url}/v1/completions", body, **{"X-Long": "x" * 20000})
         assert status in (400, 431)
+        assert endless_head(server.url).startswith(b"HTTP/1.1 400 ")
+        assert server.get("/health")[0] == 200
+
+
+def endless_head(url: str) -> bytes:
+    """What comes back for a header that never ends, sent in pieces after a request that was whole."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: here\r\nX-Long: ")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(1000):
+                connection.sendall(b"x" * 1000)
+                if select.select([connection], [], [], 0.005)[0]:
+                    break
+        return connection.recv(65536)
 
 
 @pytest.mark.parametrize(
