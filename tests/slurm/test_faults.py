@@ -95,3 +95,5 @@ def test_a_killed_run_is_completed_by_the_next_over_two_nodes(real: Submitting, 
     ranked = results.read(real.checkout.folder / validated, RankedRecord)
     assert (ranked.nodes, ranked.world, ranked.backend) == (2, 2, "gloo")
     assert {case.status for case in ranked.cases} == {"passed", "skipped"}
+    skipped = {case.case for case in ranked.cases if case.status == "skipped"}
+    assert skipped == {"all_reduce_by_symmetric_memory", "tensor_parallel_speed"}
