@@ -75,10 +75,13 @@ onstart:
         RUN_LOCK = hold_run_lock(Path(".snakemake"))
         if workflow.executor_plugin.name == "slurm":
             check_cluster()
+        else:
+            settings_of.one_node(SETTINGS.values)
     except UserError as error:
         sys.exit(f"serveproof: {error}")
 
 
+VALIDATION = SETTINGS.values["validation"]
 # script of several ranks -> (whether one rank is enough, its options on a CPU, on GPUs)
 VALIDATED = {
     "multi_gpu_validation": (False, "", "--speed-model llama-8b"),
@@ -103,6 +106,8 @@ VALIDATED = {
         "--model qwen3-30b-a3b --layers 8 --dtype bf16 --requests 64 --prompt 256 --tokens 64",
     ),
 }
+# on GPUs it maps the peers' memory without asking whether they are on one host: over several it runs on the CPUs
+OF_ONE_HOST = ("multi_gpu_validation",)
 
 
 wildcard_constraints:
@@ -147,10 +152,29 @@ def pair_cpus_of(wildcards):
     return MACHINES[wildcards.hardware].pair_cpus
 
 
+def srun_over(nodes):
+    """What goes before start_ranks.py: one task a node, for torchrun starts the ranks of its own; '' on one node."""
+
+    def command(wildcards):
+        # all is said: the plugin clears what srun would inherit
+        return (
+            f"srun --nodes={nodes} --ntasks={nodes} --cpus-per-task={cpus_of(wildcards)} --kill-on-bad-exit=1"
+            if nodes > 1
+            else ""
+        )
+
+    return command
+
+
+def ranks_on_cpus(nodes):
+    """Ranks a node without GPUs: two on one node, or one on each of several."""
+    return 1 if nodes > 1 else 2
+
+
 def ranks_of(wildcards):
-    """Ranks a node: one a GPU. On CPUs two on one node, or one on each of several."""
-    nodes = SETTINGS.values["distributed"]["nodes"]
-    return MACHINES[wildcards.hardware].gpu_request[1] or (1 if nodes > 1 else 2)
+    """Ranks a node of the engine: one a GPU."""
+    gpus = MACHINES[wildcards.hardware].gpu_request[1]
+    return gpus or ranks_on_cpus(SETTINGS.values["distributed"]["nodes"])
 
 
 def serving_of(name):
@@ -162,21 +186,30 @@ def serving_of(name):
     return value
 
 
+def is_on_gpus(wildcards):
+    """Whether a validation's ranks are on GPUs: where these are two over all nodes, or one and one rank is enough."""
+    gpus, nodes = MACHINES[wildcards.hardware].gpu_request[1], VALIDATION["nodes"]
+    if nodes > 1 and wildcards.validation in OF_ONE_HOST:
+        return False
+    return gpus * nodes > 1 or (gpus == 1 and VALIDATED[wildcards.validation][0])
+
+
 def ranks_for(wildcards):
-    """A rank a GPU; two on a CPU, and beside one GPU where one rank is not enough."""
-    gpus = MACHINES[wildcards.hardware].gpu_request[1]
+    """Ranks a node of a validation: one a GPU; of those on CPUs as many as without GPUs."""
     if VALIDATION["ranks"] != "auto":
         return VALIDATION["ranks"]
-    return gpus if gpus > 1 or (gpus == 1 and VALIDATED[wildcards.validation][0]) else 2
+    gpus = MACHINES[wildcards.hardware].gpu_request[1]
+    return gpus if is_on_gpus(wildcards) else ranks_on_cpus(VALIDATION["nodes"])
 
 
 def options_for(wildcards):
     """Shapes that fill the device; on the CPU of a machine with GPUs it is said that gloo is meant."""
-    gpus = MACHINES[wildcards.hardware].gpu_request[1]
-    alone_is_enough, on_cpu, on_gpus = VALIDATED[wildcards.validation]
-    if gpus > 1 or (gpus == 1 and alone_is_enough):
+    _, on_cpu, on_gpus = VALIDATED[wildcards.validation]
+    if is_on_gpus(wildcards):
         return on_gpus
-    return on_cpu + (" --device cpu" if gpus else "")
+    return on_cpu + (
+        " --device cpu" if MACHINES[wildcards.hardware].gpu_request[1] else ""
+    )
 
 
 def expectations_of(wildcards):

@@ -1,7 +1,6 @@
 # The engine over every GPU of a machine, or of several nodes of a cluster.
 DISTRIBUTED = SETTINGS.values["distributed"]
 RANKED = HARDWARE if DISTRIBUTED["model"] != "none" else []
-NODES = DISTRIBUTED["nodes"]
 
 
 rule inference_serving_multigpu:
@@ -22,17 +21,11 @@ rule inference_serving_multigpu:
         environment_of
     threads: cpus_of
     resources:
-        **REQUESTS.resources("inference_serving_multigpu", NODES),
+        **REQUESTS.resources("inference_serving_multigpu", DISTRIBUTED["nodes"]),
     params:
         environment=ENVIRONMENT_VERSIONS,
-        # One task a node; torchrun starts the ranks of its own. All is said: the plugin clears what srun would inherit.
-        srun=lambda wildcards: (
-            f"srun --nodes={NODES} --ntasks={NODES} --cpus-per-task={cpus_of(wildcards)}"
-            " --kill-on-bad-exit=1"
-            if NODES > 1
-            else ""
-        ),
-        nodes=NODES,
+        srun=srun_over(DISTRIBUTED["nodes"]),
+        nodes=DISTRIBUTED["nodes"],
         ranks=ranks_of,
         python=python_of,
         threads=cpus_of,

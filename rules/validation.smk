@@ -1,6 +1,5 @@
 # Several ranks: what must hold between them, what their links carry, hand-over of caches, experts over ranks.
 # A GPU a rank; where there is one GPU, or none, what needs two ranks runs on the CPU over gloo.
-VALIDATION = SETTINGS.values["validation"]
 VALIDATIONS = [] if VALIDATION["ranks"] == "none" else list(VALIDATED)
 
 
@@ -23,14 +22,17 @@ rule validate_ranks:
     # every GPU, or every core: nothing else is timed beside it
     threads: cpus_of
     resources:
-        **REQUESTS.resources("validate_ranks"),
+        **REQUESTS.resources("validate_ranks", VALIDATION["nodes"]),
     params:
+        srun=srun_over(VALIDATION["nodes"]),
+        nodes=VALIDATION["nodes"],
         python=python_of,
         environment=ENVIRONMENT_VERSIONS,
         threads=cpus_of,
         ranks=ranks_for,
         more=options_for,
     shell:
-        "{params.python:q} scripts/start_ranks.py --nodes 1 --ranks {params.ranks} scripts/{wildcards.validation}.py"
+        "{params.srun} {params.python:q} scripts/start_ranks.py --nodes {params.nodes} --ranks {params.ranks}"
+        " scripts/{wildcards.validation}.py"
         " --key {wildcards.hardware:q} --threads {params.threads} {params.more} --judged-later"
         " --out {output:q} --log {log:q}"

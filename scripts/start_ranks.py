@@ -36,7 +36,8 @@ def rendezvous(nodes: int, ranks: int, variables: Mapping[str, str]) -> list[str
     if missing:
         raise UserError(
             f"{', '.join(missing)}: not set, so srun did not start this; {nodes} nodes are a SLURM job: "
-            f"set distributed.nodes to 1 in config/config.yaml, or run with --profile profiles/slurm"
+            f"set distributed.nodes and validation.nodes to 1 in config/config.yaml, or run with --profile "
+            f"profiles/slurm"
         )
     if int(variables["SLURM_NNODES"]) != nodes:
         raise UserError(f"SLURM_NNODES: SLURM gave {variables['SLURM_NNODES']} nodes, and the run is for {nodes}")

@@ -189,6 +189,17 @@ def _chosen_pairs(wanted: Any, workloads: dict[str, Any], root: Path) -> list[st
     return names
 
 
+def one_node(values: dict[str, Any]) -> None:
+    """UserError where a rule of this run is over several nodes: without a cluster there is one."""
+    for name, switch in (("distributed", "model"), ("validation", "ranks")):
+        nodes = values[name]["nodes"]
+        if nodes > 1 and values[name][switch] != "none":
+            raise UserError(
+                f"config/config.yaml: key '{name}.nodes': {nodes} nodes are a SLURM job; set 1, or run with "
+                f"--profile profiles/slurm"
+            )
+
+
 def resolve(config: dict[str, Any], root: Path = pairs.ROOT, cores: int | None = None) -> Settings:
     """Validate everything a run depends on and resolve `auto`s.
 

@@ -119,6 +119,8 @@ def test_smoke_overrides_only_known_keys() -> None:
         ("perplexity.precisions", ["fp4"], "perplexity.precisions.0"),
         ("hardware", "H 200", "key 'hardware'"),
         ("threads", 0, r"key 'threads' \(all, or a whole number from 1 up\)"),
+        ("distributed.nodes", 0, r"key 'distributed.nodes' \(nodes of a job\): 0 is less than the minimum of 1"),
+        ("validation.nodes", 3, r"key 'validation.nodes' \(nodes of a job; .*\): 3 is not one of \[1, 2, 4\]"),
         ("tiers", ["gpus"], r"key 'tiers' \(auto, or a list of cpu, gpu, reference\)"),
     ],
 )
@@ -127,6 +129,17 @@ def test_a_bad_key_is_one_line(key: str, value: Any, message: str) -> None:
         config.resolve(changed(key, value))
     assert str(caught.value).startswith("config/config.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "switch"), [("distributed", "model"), ("validation", "ranks")])
+def test_several_nodes_are_a_cluster_s(name: str, switch: str) -> None:
+    config.one_node(GOOD)
+    several = GOOD | {name: {switch: "auto", "nodes": 2}}
+    with pytest.raises(UserError) as caught:
+        config.one_node(several)
+    told = f"key '{name}.nodes': 2 nodes are a SLURM job; set 1, or run with --profile profiles/slurm"
+    assert str(caught.value) == f"config/config.yaml: {told}"
+    config.one_node(several | {name: {switch: "none", "nodes": 2}})
 
 
 def test_no_cores() -> None:

@@ -83,7 +83,8 @@ def test_every_rule_has_its_script_s_closure() -> None:
 def test_the_rule_of_several_ranks_has_its_scripts_and_what_starts_them() -> None:
     body = RULES["validate_ranks"]["body"]
     assert 'f"scripts/{wildcards.validation}.py", "scripts/start_ranks.py"' in body
-    assert "scripts/start_ranks.py --nodes 1 --ranks {params.ranks} scripts/{wildcards.validation}.py" in body
+    assert "scripts/start_ranks.py --nodes {params.nodes} --ranks {params.ranks}" in body
+    assert '" scripts/{wildcards.validation}.py"' in body
     named = re.findall(r'^    "(\w+)": \(', (ROOT / "rules/common.smk").read_text(), re.M)
     assert len(named) == 5
     for name in named:

@@ -162,19 +162,22 @@ class Requests:
     def every(self, pairs: list[str], values: Mapping[str, Any]) -> list[Need]:
         """The requests of a run's jobs, for the check before it. values: the config's."""
         profiled, decoder = values["profile"]["mode"] != "none", values["profile"]["decoder"]["model"] != "none"
-        spread = values["distributed"]
+        nodes_of = {
+            "inference_serving_multigpu": values["distributed"]["nodes"],
+            "validate_ranks": values["validation"]["nodes"],
+        }
         left_out = {
             *([] if profiled else ["profile_pair"]),
             *([] if profiled and decoder else ["profile_decoder"]),
             *([] if values["serving"]["mode"] != "none" else ["load_sweep", "load_test"]),
             *([] if values["validation"]["ranks"] != "none" else ["validate_ranks"]),
             *([] if values["ladder"]["model"] != "none" else ["ladder"]),
-            *([] if spread["model"] != "none" else ["inference_serving_multigpu"]),
+            *([] if values["distributed"]["model"] != "none" else ["inference_serving_multigpu"]),
         }
         needs = [self.of(rule, {}) for rule in ONE_CPU]
         for key in self.machines:
             for rule in (one for one in ON_THE_DEVICE if one not in left_out):
-                nodes = spread["nodes"] if rule == "inference_serving_multigpu" else 1
+                nodes = nodes_of.get(rule, 1)
                 for pair in pairs if rule in LOGS else [""]:
                     needs.append(self.of(rule, {"hardware": key, "pair": pair}, nodes=nodes))
         return needs

@@ -42,24 +42,26 @@ class Exchange(Protocol):
 
 @dataclass
 class Messages:
-    """Sends and receives of torch.distributed; puts are complete once `settle`d."""
+    """Sends and receives of torch.distributed; what was put goes with the next `landed`.
+
+    Both at once: over NCCL a send may wait for its peer's receive, and two ranks that put first would wait for good.
+    """
 
     own: Tensor
     name: str
-    waiting: list[Any] = field(default_factory=list)
+    waiting: list[dist.P2POp] = field(default_factory=list)
 
     def put(self, peer: int, slots: list[int], data: Tensor) -> None:
         if slots:
-            self.waiting.append((dist.isend(data.contiguous(), peer), data))
+            self.waiting.append(dist.P2POp(dist.isend, data.contiguous(), peer))
 
     def landed(self, peer: int, slots: list[int]) -> None:
-        if slots:
-            came = torch.empty((len(slots), self.own.shape[1]), dtype=torch.uint8, device=self.own.device)
-            dist.recv(came, peer)
-            self.own[slots] = came
-        for work, _ in self.waiting:
+        came = torch.empty((len(slots), self.own.shape[1]), dtype=torch.uint8, device=self.own.device)
+        moves = [*self.waiting, *([dist.P2POp(dist.irecv, came, peer)] if slots else [])]
+        for work in dist.batch_isend_irecv(moves) if moves else []:
             work.wait()
         self.waiting.clear()
+        self.own[slots] = came
 
     def get(self, peer: int, slots: list[int]) -> Tensor:
         came = torch.empty((len(slots), self.own.shape[1]), dtype=torch.uint8, device=self.own.device)

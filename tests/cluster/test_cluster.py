@@ -214,17 +214,18 @@ def test_every_rule_has_its_measured_needs() -> None:
         "distributed": {"model": "x", "nodes": 2},
         "ladder": {"model": "auto"},
         "serving": {"mode": "load_test"},
-        "validation": {"ranks": "auto"},
+        "validation": {"ranks": "auto", "nodes": 4},
     }
     needs = requests.every(["flash_sdp"], values)
     assert {one.rule for one in needs} == set(TABLE["cpu"])
-    assert {one.nodes for one in needs if one.rule == "inference_serving_multigpu"} == {2}
+    spread = {one.rule: one.nodes for one in needs if one.nodes > 1}
+    assert spread == {"inference_serving_multigpu": 2, "validate_ranks": 4}
     values = {
         "profile": {"mode": "none", "decoder": {"model": "x"}},
         "distributed": {"model": "none", "nodes": 1},
         "ladder": {"model": "none"},
         "serving": {"mode": "none"},
-        "validation": {"ranks": "none"},
+        "validation": {"ranks": "none", "nodes": 1},
     }
     left = {one.rule for one in requests.every(["flash_sdp"], values)}
     assert not left & {

@@ -80,6 +80,7 @@ def test_a_port_in_use(start: Started) -> None:
 @pytest.mark.parametrize(
     ("launcher", "told"),
     [
+        (("--nodes", "2"), "srun did not start this; 2 nodes are a SLURM job: set distributed.nodes and validation."),
         (("--nodes", "2", "--master", "nowhere"), "--master nowhere: give node 0's HOST:PORT"),
         (("--nodes", "2", "--node-rank", "2", "--master", "127.0.0.1:29999"), "--node-rank 2: nodes are numbered"),
     ],

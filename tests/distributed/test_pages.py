@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serveproof.distributed import hand_over, replicas
+from serveproof.distributed import exchange, hand_over, replicas
 from serveproof.distributed.equality import config_for, differing, relative_error
 from serveproof.distributed.hand_over import Answer, Trial
 from serveproof.distributed.pages import Written, block_bytes, bytes_of, checksums, write_bytes
@@ -62,6 +63,22 @@ def test_words_that_changed_places_are_told() -> None:
     swapped = data.clone()
     swapped[:, :8], swapped[:, 8:16] = data[:, 8:16], data[:, :8]
     assert checksums(data) != checksums(swapped)
+
+
+def test_what_is_put_goes_at_once_with_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A send over NCCL may wait for its peer's receive, which never begins where the peer's own send waits too."""
+    batches: list[list[tuple[str, int]]] = []
+    recorded = SimpleNamespace(
+        isend="send", irecv="receive", P2POp=lambda way, _, peer: (way, peer),
+        batch_isend_irecv=lambda moves: batches.append(moves) or [],
+    )  # fmt: skip
+    monkeypatch.setattr(exchange, "dist", recorded)
+    slots = exchange.Messages(torch.zeros(3, 8, dtype=torch.uint8), "nccl")
+    slots.put(1, [0], slots.own[:1])
+    slots.landed(2, [2])
+    slots.put(1, [], slots.own[:0])
+    slots.landed(2, [])
+    assert batches == [[("send", 1), ("receive", 2)]]
 
 
 def tiny_engine(page_size: int = 4) -> Engine:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from serveproof import results
+from serveproof.distributed_records import RankedRecord
 from serveproof.serving_results import TensorParallelRecord
 from tests.slurm.conftest import Cluster, Submitting
 from tests.workflow.test_killed import assert_whole
@@ -65,20 +66,23 @@ def test_a_cancelled_job_and_a_dead_node_are_retried(stubbed: Submitting) -> Non
 
 
 def test_a_killed_run_is_completed_by_the_next_over_two_nodes(real: Submitting, tmp_path: Path) -> None:
-    """The job that the killed run left has written nothing; the next makes it all, ranks over two nodes among it."""
+    """The job that the killed run left has written nothing; the next makes it all, ranks over two nodes among it: the
+    engine's, and those of a validation."""
+    validated = "results/cpu/ranks/multi_gpu_validation.json"
     targets = ("results/cpu/pairs/flash_sdp/verify.json", "results/cpu/tensor_parallel.json")
     shape = tmp_path / "config.json"
     fields = json.loads((Path(real.checkout.settings["model"]) / "config.json").read_text())
     shape.write_text(json.dumps(fields | {"vocab_size": 300, "max_position_embeddings": 512}))
-    machines = {"cpu": {"partition": "cpu", "cpus": 2}}
-    spread = {"machines": machines, "distributed": f"{{model: {shape}, nodes: 2}}"}
+    machines = {"cpu": {"partition": "cpu", "cpus": 1, "exclusive": "none"}}
+    over_two = {"distributed": f"{{model: {shape}, nodes: 2}}", "validation": "{ranks: auto, nodes: 2}"}
+    spread = {"machines": machines, **over_two}
     process = real.start(*targets, **spread)
     left = real.running("rule_hardware_wildcards_cpu", "cpu/logs/hardware.log", process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert left in real.cluster.jobs(real.checkout.folder).values()
     assert_whole(real.checkout.results)
-    done = real.run(*targets, **spread)
+    done = real.run(*targets, validated, **spread)
     assert done.returncode == 0, done.stdout
     assert f"serveproof: SLURM job {left} of an earlier run cancelled" in done.stdout
     assert_whole(real.checkout.results)
@@ -88,3 +92,8 @@ def test_a_killed_run_is_completed_by_the_next_over_two_nodes(real: Submitting, 
     assert results.read(real.checkout.folder / targets[0], results.VerifyRecord).cases
     record = results.read(real.checkout.folder / targets[1], TensorParallelRecord)
     assert (record.world, record.backend, record.equal) == (2, "gloo", True)
+    ranked = results.read(real.checkout.folder / validated, RankedRecord)
+    assert (ranked.nodes, ranked.world, ranked.backend) == (2, 2, "gloo")
+    assert {case.status for case in ranked.cases} == {"passed", "skipped"}
+    skipped = {case.case for case in ranked.cases if case.status == "skipped"}
+    assert skipped == {"all_reduce_by_symmetric_memory", "tensor_parallel_speed"}
