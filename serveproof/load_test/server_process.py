@@ -78,7 +78,10 @@ def started(
     port = free_port()
     told = [*SERVER_COMMAND[1:], "--model", str(model), *options]
     command = [SERVER_COMMAND[0], *told, "--host", "127.0.0.1", "--port", str(port)]
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    # threads that spin while they wait would take the cores that the client and the HTTP layer need
+    environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="serveproof-server-")))
         log = beside.with_suffix(".server.log") if beside else folder / "server.log"

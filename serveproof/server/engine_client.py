@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import os
 import socket
 import sys
 import time
@@ -23,8 +22,6 @@ from serveproof.server.frames import framed, read_frame
 from serveproof.server.wire import Abort, Add, Batch, Failed, FromEngine, Job, Ready
 
 RESTART_WAIT_S = 1.0
-# The engine's threads give their cores back while they wait: the server and its clients may need them.
-QUIET = {"OMP_WAIT_POLICY": "passive"}
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODER = msgspec.msgpack.Decoder(FromEngine)
 
@@ -162,7 +159,7 @@ class EngineClient:
         with engines:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "serveproof.server.engine_process", str(engines.fileno()), job,
-                pass_fds=(engines.fileno(),), env=QUIET | os.environ,
+                pass_fds=(engines.fileno(),),
             )  # fmt: skip
         reader, self._writer = await asyncio.open_connection(sock=own)
         try:
