@@ -14,16 +14,16 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import aiohttp
+import numpy as np
 from tabulate import tabulate
 
 from serveproof import script
@@ -38,8 +38,8 @@ PROMPT_TOKENS, WARM = 32, 5
 
 def prompts(count: int, seed: int) -> list[list[int]]:
     """Token ids of a small vocabulary."""
-    draw = random.Random(seed)
-    return [[draw.randrange(10, 90) for _ in range(PROMPT_TOKENS)] for _ in range(count)]
+    drawn: list[list[int]] = np.random.default_rng(seed).integers(10, 90, (count, PROMPT_TOKENS)).tolist()
+    return drawn
 
 
 def bare(engine: Engine) -> None:
@@ -104,15 +104,15 @@ def serve_bare(arguments: argparse.Namespace) -> None:
     bare(engine)
 
 
-async def in_turn(arguments: argparse.Namespace, engine: subprocess.Popen[str], url: str) -> dict[str, list[float]]:
+async def in_turn(
+    arguments: argparse.Namespace, to_engine: IO[str], from_engine: IO[str], url: str
+) -> dict[str, list[float]]:
     """Samples: what the first token costs alone (s, either way), and how long all streams take."""
     found: dict[str, list[float]] = {name: [] for name in ("engine_first", "server_first", "engine", "server")}
-    assert engine.stdin is not None and engine.stdout is not None  # noqa: S101 (told to mypy)
 
     def ask_engine(asked: list[list[int]], tokens: int) -> dict[str, float]:
-        engine.stdin.write(json.dumps({"prompts": asked, "tokens": tokens}) + "\n")  # type: ignore[union-attr]
-        engine.stdin.flush()  # type: ignore[union-attr]
-        told: dict[str, float] = json.loads(engine.stdout.readline())  # type: ignore[union-attr]
+        print(json.dumps({"prompts": asked, "tokens": tokens}), file=to_engine, flush=True)
+        told: dict[str, float] = json.loads(from_engine.readline())
         return told
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
@@ -123,7 +123,7 @@ async def in_turn(arguments: argparse.Namespace, engine: subprocess.Popen[str], 
                 for name, told in ways.items():
                     found[name].append(told["first_s"])
         for number in range(arguments.runs):
-            asked = prompts(arguments.streams, -1 - number)
+            asked = prompts(arguments.streams, number)
             found["engine"].append(ask_engine(asked, arguments.tokens)["whole_s"])
             found["server"].append((await over_http(session, url, asked, arguments.tokens))["whole_s"])
     return found
@@ -143,9 +143,9 @@ def work(arguments: argparse.Namespace) -> None:
         engine = subprocess.Popen(alone, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             asyncio.run(_ready(url, server))
-            if engine.stdout is None or not engine.stdout.readline():
+            if engine.stdin is None or engine.stdout is None or not engine.stdout.readline():
                 raise RuntimeError("the engine ended before it was asked")
-            found = asyncio.run(in_turn(arguments, engine, url))
+            found = asyncio.run(in_turn(arguments, engine.stdin, engine.stdout, url))
         finally:
             for process in (server, engine):
                 process.terminate()
