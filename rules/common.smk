@@ -152,6 +152,11 @@ def pair_cpus_of(wildcards):
     return MACHINES[wildcards.hardware].pair_cpus
 
 
+def gpus_of(wildcards):
+    """GPUs that a job asks of a node of this kind; 0 where it has none."""
+    return MACHINES[wildcards.hardware].gpu_request[1]
+
+
 def srun_over(nodes):
     """What goes before start_ranks.py: one task a node, for torchrun starts the ranks of its own; '' on one node."""
 
@@ -173,8 +178,7 @@ def ranks_on_cpus(nodes):
 
 def ranks_of(wildcards):
     """Ranks a node of the engine: one a GPU."""
-    gpus = MACHINES[wildcards.hardware].gpu_request[1]
-    return gpus or ranks_on_cpus(SETTINGS.values["distributed"]["nodes"])
+    return gpus_of(wildcards) or ranks_on_cpus(SETTINGS.values["distributed"]["nodes"])
 
 
 def serving_of(name):
@@ -188,7 +192,7 @@ def serving_of(name):
 
 def is_on_gpus(wildcards):
     """Whether a validation's ranks are on GPUs: where these are two over all nodes, or one and one rank is enough."""
-    gpus, nodes = MACHINES[wildcards.hardware].gpu_request[1], VALIDATION["nodes"]
+    gpus, nodes = gpus_of(wildcards), VALIDATION["nodes"]
     if nodes > 1 and wildcards.validation in OF_ONE_HOST:
         return False
     return gpus * nodes > 1 or (gpus == 1 and VALIDATED[wildcards.validation][0])
@@ -198,8 +202,9 @@ def ranks_for(wildcards):
     """Ranks a node of a validation: one a GPU; of those on CPUs as many as without GPUs."""
     if VALIDATION["ranks"] != "auto":
         return VALIDATION["ranks"]
-    gpus = MACHINES[wildcards.hardware].gpu_request[1]
-    return gpus if is_on_gpus(wildcards) else ranks_on_cpus(VALIDATION["nodes"])
+    if is_on_gpus(wildcards):
+        return gpus_of(wildcards)
+    return ranks_on_cpus(VALIDATION["nodes"])
 
 
 def options_for(wildcards):
@@ -207,9 +212,7 @@ def options_for(wildcards):
     _, on_cpu, on_gpus = VALIDATED[wildcards.validation]
     if is_on_gpus(wildcards):
         return on_gpus
-    return on_cpu + (
-        " --device cpu" if MACHINES[wildcards.hardware].gpu_request[1] else ""
-    )
+    return on_cpu + (" --device cpu" if gpus_of(wildcards) else "")
 
 
 def expectations_of(wildcards):
