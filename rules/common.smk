@@ -106,8 +106,6 @@ VALIDATED = {
         "--model qwen3-30b-a3b --layers 8 --dtype bf16 --requests 64 --prompt 256 --tokens 64",
     ),
 }
-# on GPUs it maps the peers' memory without asking whether they are on one host: over several it runs on the CPUs
-OF_ONE_HOST = ("multi_gpu_validation",)
 
 
 wildcard_constraints:
@@ -193,8 +191,6 @@ def serving_of(name):
 def is_on_gpus(wildcards):
     """Whether a validation's ranks are on GPUs: where these are two over all nodes, or one and one rank is enough."""
     gpus, nodes = gpus_of(wildcards), VALIDATION["nodes"]
-    if nodes > 1 and wildcards.validation in OF_ONE_HOST:
-        return False
     return gpus * nodes > 1 or (gpus == 1 and VALIDATED[wildcards.validation][0])
 
 

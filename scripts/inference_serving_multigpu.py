@@ -58,7 +58,7 @@ def share_of(model: Llama, engine: Engine) -> RankShare:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes=sum(parameter.nbytes for parameter in model.parameters()),
         query_heads=group.share(config.num_attention_heads),
-        kv_heads=group.share(config.num_key_value_heads),
+        kv_heads=group.kv_share(config.num_key_value_heads),
         vocabulary=(group.rank * model.vocabulary, (group.rank + 1) * model.vocabulary),
         cache_bytes=runner.cache.pool.nbytes if isinstance(runner, ModelRunner) else 0,
     )
@@ -93,8 +93,7 @@ def refuse_what_rounds(arguments: argparse.Namespace) -> None:
 def work(arguments: argparse.Namespace, ranks: Ranks) -> None:
     ranks.together(lambda: refuse_what_rounds(arguments))
     device = ranks.device.type
-    # the direct sum takes bfloat16 alone
-    direct, how = direct_sum(ranks) if arguments.dtype == "bf16" else (None, f"all-reduce by {ranks.backend}")
+    direct, how = direct_sum(ranks, DTYPES[arguments.dtype])
     shared = replace(ranks.group, direct=direct)
     if shared.rank == 0 and shared.world > 1:
         script.say(arguments.log, how)

@@ -55,7 +55,7 @@ def tensor_parallel_speed(ranks: Ranks, arguments: argparse.Namespace) -> Ranked
     if ranks.world == 1 or arguments.speed_model == "none":
         reason = "one rank" if ranks.world == 1 else "no model was named for it (--speed-model)"
         return RankedCase("tensor_parallel_speed", axes, "skipped", reason)
-    direct, note = direct_sum(ranks)
+    direct, note = direct_sum(ranks, DTYPES[arguments.dtype])
     together = ranks.together(lambda: token_times(ranks, arguments, replace(ranks.group, direct=direct)))
     gc.collect()
     if ranks.device.type == "cuda":

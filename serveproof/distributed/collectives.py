@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from serveproof.bench.statistics import estimate_positive, scaled
+from serveproof.distributed.direct import peers_reach_each_other
 from serveproof.distributed.group import Ranks
 from serveproof.distributed_records import CollectivePoint, RankedCase
 from serveproof.engine.parallel import gather_rows, scatter_sums
@@ -132,7 +133,8 @@ def timed(ranks: Ranks, call: Call, samples: int = SAMPLES, calls: int = CALLS) 
 def all_reduce_by_size(ranks: Ranks, sizes: list[int]) -> tuple[list[CollectivePoint], list[RankedCase]]:
     """Time and bus bandwidth of every way to all-reduce bfloat16 here; each way is checked exactly before."""
     points, cases = [], []
-    ways = {ranks.backend: None} | (peer_ways(ranks) if ranks.device.type == "cuda" and ranks.world > 1 else {})
+    missing = peers_reach_each_other(ranks)
+    ways = {ranks.backend: None} | ({} if missing else peer_ways(ranks))
     for name, make in ways.items():
         wrong: list[str] = []
         refused: list[str] = []
@@ -165,9 +167,8 @@ def all_reduce_by_size(ranks: Ranks, sizes: list[int]) -> tuple[list[CollectiveP
         done = f"exact at {len(sizes) - len(refused)} sizes" + (f"; not taken: {'; '.join(refused)}" if refused else "")
         status: Status = "failed" if told else "passed"
         cases.append(RankedCase(f"all_reduce_by_{name}", {"bytes": sizes}, status, "; ".join(told) or done))
-    if ranks.device.type != "cuda":
-        reason = "symmetric memory is mapped between GPUs: it doesn't exist on a CPU"
-        cases.append(RankedCase("all_reduce_by_symmetric_memory", {"bytes": sizes}, "skipped", reason))
+    if missing:
+        cases.append(RankedCase("all_reduce_by_symmetric_memory", {"bytes": sizes}, "skipped", missing))
     return points, cases
 
 

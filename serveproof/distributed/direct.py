@@ -22,16 +22,19 @@ def peers_reach_each_other(ranks: Ranks) -> str:
         return "ranks are on several machines: their GPUs don't map each other's memory"
     apart = [
         peer
-        for peer in range(torch.cuda.device_count())
+        for peer in range(ranks.local_world)
         if peer != ranks.local and not torch.cuda.can_device_access_peer(ranks.local, peer)
     ]
     found = [one for one in ranks.gathered(f"GPU {ranks.local} can't reach GPU {apart}" if apart else "") if one]
     return "; ".join(found)
 
 
-def direct_sum(ranks: Ranks) -> tuple[Sum | None, str]:
-    """(the sum, what sums: a collective to make); None where the GPUs don't map each other's memory."""
+def direct_sum(ranks: Ranks, dtype: torch.dtype) -> tuple[Sum | None, str]:
+    """(the sum, what sums: a collective to make); None for another dtype than bfloat16, and where the GPUs don't map
+    each other's memory."""
     missing = peers_reach_each_other(ranks)
+    if dtype != torch.bfloat16:
+        missing = "the push kernel sums bfloat16 alone"
     if missing:
         return None, f"all-reduce by {ranks.backend}: {missing}"
     from serveproof.ops import peer_memory, peer_push

@@ -30,14 +30,15 @@ FIELDS: dict[str, Any] = {
     "num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 16, "vocab_size": 512, "rms_norm_eps": 1e-5,
     "max_position_embeddings": 512,
 }  # fmt: skip
+SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
 
 
 def config_for(world: int, experts: bool = False) -> ModelConfig:
-    """A small model whose heads, widths and words divide by so many ranks, where they are a power of two up to 8."""
-    config = parse_config(FIELDS)
+    """A small model whose heads, widths and words divide by so many ranks."""
+    config = parse_config(FIELDS | {name: -(-FIELDS[name] // world) * world for name in SHARED})
     if not experts:
         return config
-    return replace(config, qk_norm=True, experts=Experts(max(8, world), 2, 64, True))
+    return replace(config, qk_norm=True, experts=Experts(-(-8 // world) * world, 2, -(-64 // world) * world, True))
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

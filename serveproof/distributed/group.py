@@ -48,13 +48,14 @@ class ChecksFailed(Exception):
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others. store: torchrun's, seen by all. nodes: machines that they are on."""
+    """This process among the others. store: torchrun's, seen by all. local, local_world: its place on its node, and
+    how many ranks that has."""
 
     group: Group
     device: torch.device
     backend: str
-    nodes: int
     local: int
+    local_world: int
     config_sha: str
     store: Any
     turns: Iterator[int] = field(default_factory=count)
@@ -66,6 +67,11 @@ class Ranks:
     @property
     def world(self) -> int:
         return self.group.world
+
+    @property
+    def nodes(self) -> int:
+        """Machines that the ranks are on."""
+        return -(-self.world // self.local_world)
 
     def gathered(self, value: T) -> list[T]:
         """Every rank's value, in rank order, at every rank."""
@@ -223,10 +229,8 @@ def joined(
     )
     heart = _heart(rank, world, limit, log, beat_s, silence_s)
     place = torch.device("cuda", local) if device == "cuda" else torch.device("cpu")
-    nodes = -(-world // int(os.environ.get("LOCAL_WORLD_SIZE", world)))
-    ranks = Ranks(
-        Group(rank, world), place, "nccl" if device == "cuda" else "gloo", nodes, local, sha_of(config), store
-    )
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    ranks = Ranks(Group(rank, world), place, "nccl" if device == "cuda" else "gloo", local, here, sha_of(config), store)
     ended = False
     try:
         if heart is not None:

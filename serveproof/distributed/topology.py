@@ -68,7 +68,7 @@ def _cuda_row(ranks: Ranks, bytes_: int) -> list[float | None]:
     row: list[float | None] = [None] * ranks.world
     first = ranks.rank - ranks.local
     own = torch.empty(bytes_, dtype=torch.uint8, device=ranks.device)
-    for local in range(min(torch.cuda.device_count(), ranks.world - first)):
+    for local in range(ranks.local_world):
         if local == ranks.local:
             continue
         theirs = torch.empty(bytes_, dtype=torch.uint8, device=torch.device("cuda", local))

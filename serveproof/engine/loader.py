@@ -52,12 +52,17 @@ def weight_files(directory: Path | str) -> list[Path]:
 @dataclass(frozen=True)
 class Place:
     """Where a checkpoint's tensor goes: a name in the model's state, the dimension that ranks split, and for one
-    expert's matrix its row of the stack and its rows in there."""
+    expert's matrix its row of the stack and its rows in there. heads: KV heads in it, of which none is split."""
 
     key: str
     split: int | None
     expert: int | None = None
     half: int | None = None
+    heads: int | None = None
+
+    def pieces(self, world: int) -> int:
+        """How many different shares of it the ranks hold."""
+        return min(world, self.heads or world)
 
 
 def load_model(
@@ -114,23 +119,23 @@ def random_model(
     keep their share: the model is the same for any number of them.
     """
     model = _blank(config, group)
-    splits = {place.key: place.split for place in _places(config).values()}
+    places = {place.key: place for place in _places(config).values()}
     generator = torch.Generator(device=device).manual_seed(seed)
     state = {}
     for name, tensor in model.state_dict().items():
         if tensor.dim() == 1:
             state[name] = torch.ones(tensor.shape, dtype=dtype, device=device)
             continue
-        shape, split = list(tensor.shape), splits[name]
+        shape, split, pieces = list(tensor.shape), places[name].split, places[name].pieces(group.world)
         stacked = tensor.dim() == 3  # of an expert the split is that of its own matrix, or of the stack
         whole_experts = stacked and group.expert_parallel
         dim = 0 if whole_experts else None if split is None else split + stacked
         if dim is not None:
-            shape[dim] *= group.world
+            shape[dim] *= pieces
         drawn = torch.randn(shape, generator=generator, device=device, dtype=dtype)
         if dim is not None and group.world > 1:
             halves = drawn.chunk(2, dim) if name.endswith("gate_up") and not whole_experts else (drawn,)
-            drawn = torch.cat([half.chunk(group.world, dim)[group.rank] for half in halves], dim)
+            drawn = torch.cat([half.chunk(pieces, dim)[group.piece(pieces)] for half in halves], dim)
         inputs = shape[-1]
         state[name] = drawn.mul_(inputs**-0.5)
     model.load_state_dict(state, assign=True)
@@ -167,8 +172,10 @@ def load_or_draw(
 
 
 def check_shares(config: ModelConfig, group: Group) -> None:
-    """UserError, naming the field, unless the ranks can share the model."""
-    counts = {"num_attention_heads": config.num_attention_heads, "num_key_value_heads": config.num_key_value_heads}
+    """UserError, naming the field, unless the ranks can share the model. KV heads may be fewer than ranks."""
+    counts = {"num_attention_heads": config.num_attention_heads}
+    if group.world % config.num_key_value_heads:
+        counts |= {"num_key_value_heads": config.num_key_value_heads}
     if config.experts and group.expert_parallel:
         counts |= {"num_experts": config.experts.count}
     else:
@@ -189,7 +196,8 @@ def _places(config: ModelConfig) -> dict[str, Place]:
     places = {"embed_tokens.weight": Place("embed_tokens.weight", 0), "norm.weight": Place("norm.weight", None)}
     if not config.tie_word_embeddings:
         places["lm_head.weight"] = Place("lm_head.weight", 0)
-    splits = dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), 0) | {"self_attn.o_proj": 1}
+    splits = {"self_attn.q_proj": 0, "self_attn.o_proj": 1}
+    kv_heads = config.num_key_value_heads
     norms = ["input_layernorm", "post_attention_layernorm"]
     if config.qk_norm:
         norms += ["self_attn.q_norm", "self_attn.k_norm"]
@@ -199,6 +207,8 @@ def _places(config: ModelConfig) -> dict[str, Place]:
         layer = f"layers.{index}"
         places |= {f"{layer}.{name}.weight": Place(f"{layer}.{name}.weight", dim) for name, dim in splits.items()}
         places |= {f"{layer}.{name}.weight": Place(f"{layer}.{name}.weight", None) for name in norms}
+        for name in (f"{layer}.self_attn.k_proj.weight", f"{layer}.self_attn.v_proj.weight"):
+            places[name] = Place(name, 0, heads=kv_heads)
         if config.experts:
             places |= _expert_places(layer, config)
     return places
@@ -239,7 +249,7 @@ def _check_shape(
     if place.half is not None:
         needed[0] //= 2
     if place.split is not None:
-        needed[place.split] *= group.world
+        needed[place.split] *= place.pieces(group.world)
     if shape != tuple(needed):
         raise UserError(f"{file}: tensor {name} has shape {shape}, config.json needs {tuple(needed)}; they must match")
 
@@ -249,8 +259,9 @@ def _share(tensor: Any, place: Place, group: Group) -> Tensor:
     if place.split is None or group.world == 1:
         whole: Tensor = tensor[:]
         return whole
-    size = tensor.get_shape()[place.split] // group.world
-    own = slice(group.rank * size, (group.rank + 1) * size)
+    pieces = place.pieces(group.world)
+    size, first = tensor.get_shape()[place.split] // pieces, group.piece(pieces)
+    own = slice(first * size, (first + 1) * size)
     part: Tensor = tensor[own] if place.split == 0 else tensor[:, own]
     return part
 

@@ -38,6 +38,14 @@ class Group:
         """A rank's share of `count` heads, columns or words; `check` has seen to it that it divides."""
         return count // self.world
 
+    def kv_share(self, count: int) -> int:
+        """A rank's share of `count` KV heads: where there are more ranks than heads, one that other ranks hold too."""
+        return max(count // self.world, 1)
+
+    def piece(self, pieces: int) -> int:
+        """Which of a matrix's `pieces` a rank holds: neighbours hold the same one where there are more ranks."""
+        return self.rank * pieces // self.world
+
     @partial(ranged, "all_reduce")
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's x, at every rank."""

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from serveproof.engine.model import Llama
 from serveproof.errors import UserError
 from serveproof.ops import nvfp4
-from serveproof.ops.quantize import quantize_rows_torch
+from serveproof.ops.quantize import E4M3_MAX, quantize_rows_torch
 
-E4M3_MAX = 448.0  # Micikevicius et al. 2022, arXiv:2209.05433: S.1111.110, the largest finite e4m3 value
-E4M3_EXPONENT = 8  # of that value: what MX scales are counted from
+E4M3_EXPONENT = 8  # of e4m3's largest value, S.1111.110 (Micikevicius et al. 2022, arXiv:2209.05433)
 INT8_MAX = 127.0  # symmetric: -128 is not used, so that negating a weight negates its code
 BLOCK = 128  # rows and columns of a block with one float32 scale (DeepSeek-V3, arXiv:2412.19437)
 MX_BLOCK = 32  # inputs of a row with one power of two (OCP Microscaling Formats v1.0)

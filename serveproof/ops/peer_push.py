@@ -46,8 +46,8 @@ def push_any(
         raise NotImplementedError(f"push: for latency, taken up to {4 * PUSH_MOST_BLOCKS * block // 2**10} KiB")
     peers = Peers(rank, world, blocks, device, allocate)
     stride = blocks * block
-    inbox, inboxes = peers.mapped(TURNS * world * stride, torch.int64)
-    kernel, launch = (_push_early, {"launch_pdl": True}) if is_cuda_90(inbox) else (_push, {})
+    _, inboxes = peers.mapped(TURNS * world * stride, torch.int64)
+    kernel, launch = (_push_early, {"launch_pdl": True}) if is_cuda_90(peers.epochs) else (_push, {})
 
     def call(x: torch.Tensor) -> None:
         words = words_of(x.numel(), x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from pathlib import Path
@@ -18,14 +19,13 @@ VALIDATION = "scripts/multi_gpu_validation.py"
 
 
 def test_a_world_that_does_not_divide_the_heads(start: Started, tmp_path: Path) -> None:
-    shape = (
-        (ROOT / "config/models/tiny.json").read_text().replace('"num_key_value_heads": 4', '"num_key_value_heads": 1')
-    )
-    (tmp_path / "odd.json").write_text(shape)
+    shape = json.loads((ROOT / "config/models/tiny.json").read_text())
+    shape |= {"num_attention_heads": 9, "num_key_value_heads": 3}
+    (tmp_path / "odd.json").write_text(json.dumps(shape))
     code, output = ended(start("scripts/inference_serving_multigpu.py", "--model", tmp_path / "odd.json"))
     assert code != 0
     (line,) = lines_of(output)
-    assert "num_key_value_heads 1 does not divide by 2 ranks; start a number of ranks that divides it" in line
+    assert "num_attention_heads 9 does not divide by 2 ranks; start a number of ranks that divides it" in line
 
 
 def test_experts_that_do_not_divide(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""NVML's links without a GPU: speeds from where they can be had, and none invented where nothing tells."""
+"""What joins GPUs, told without one: NVML's links, with no speed invented, and peers of one host alone."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from serveproof.distributed.direct import direct_sum, peers_reach_each_other
+from serveproof.distributed.group import Ranks
 from serveproof.distributed.topology import links_of
+from serveproof.engine.parallel import Group
 
 
 class NoAnswer(Exception):
@@ -50,3 +54,11 @@ def library(active: int, common: int, per_link: int, version: int | None) -> Any
 def test_links_and_their_speed(made: Any, expected: tuple[int, float | None]) -> None:
     active, rate = links_of(made, None)
     assert (active, rate) == (expected[0], None if expected[1] is None else pytest.approx(expected[1]))
+
+
+def test_gpus_of_several_hosts_are_no_peers() -> None:
+    """Told without asking a driver, and before anything is mapped."""
+    ranks = Ranks(Group(0, 2), torch.device("cuda", 0), "nccl", local=0, local_world=1, config_sha="", store=None)
+    assert ranks.nodes == 2
+    assert "several machines" in peers_reach_each_other(ranks)
+    assert direct_sum(ranks, torch.bfloat16) == (None, f"all-reduce by nccl: {peers_reach_each_other(ranks)}")

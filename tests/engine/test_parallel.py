@@ -21,10 +21,11 @@ from tests import forked
 EVEN = {"vocab_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen3Moe"])
-def test_two_ranks_equal_one(family: str, tiny_llama: Callable[..., Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "kv_heads"), [("Llama", 2), ("Qwen3Moe", 1)])
+def test_two_ranks_equal_one(family: str, kv_heads: int, tiny_llama: Callable[..., Any], tmp_path: Path) -> None:
+    """One KV head of two, or both the only one."""
     more = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24} if "Moe" in family else {}
-    directory, _ = tiny_llama(family=family, **EVEN, **more)
+    directory, _ = tiny_llama(family=family, **EVEN | {"num_key_value_heads": kv_heads}, **more)
     command = (
         "--model", directory, "--check", "--out", tmp_path / "tp.json", "--prefill", 64, "--prompt", 20, "--tokens", 8,
         "--threads", 2,
@@ -62,6 +63,23 @@ def test_shares_put_together_are_the_whole(experts: bool, tiny_llama: Callable[.
             else:
                 found = torch.cat(pair, dim)
             assert torch.equal(found, tensor), name
+
+
+def test_more_ranks_than_kv_heads_hold_the_one_of_their_query_heads(tiny_llama: Callable[..., Any]) -> None:
+    directory, _ = tiny_llama(**EVEN)
+    config = parse_config(json.loads((directory / "config.json").read_text()))
+    loads = (
+        lambda group: load_model(directory, group=group),
+        lambda group: random_model(config, 3, torch.float32, group=group),
+    )
+    for load in loads:
+        whole = load(Group()).layers[0].self_attn
+        for rank, kv_head in enumerate((0, 0, 1, 1)):
+            own = load(Group(rank, 4)).layers[0].self_attn
+            assert (own.heads, own.kv_heads) == (1, 1)
+            assert torch.equal(own.q_proj.weight, whole.q_proj.weight.chunk(4)[rank])
+            assert torch.equal(own.k_proj.weight, whole.k_proj.weight.chunk(2)[kv_head])
+            assert torch.equal(own.v_proj.weight, whole.v_proj.weight.chunk(2)[kv_head])
 
 
 def test_tokens_are_compared_in_float32_alone(tmp_path: Path) -> None:

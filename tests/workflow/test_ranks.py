@@ -40,19 +40,15 @@ def test_with_one_gpu_what_needs_two_ranks_runs_on_the_cpu(fresh: Checkout) -> N
     assert all("--ranks 1" in line for line in found if line not in on_cpu)
 
 
-@pytest.mark.parametrize(("hardware", "ranks", "on_gpus"), [("cpu", 1, 0), ("h200", 1, 4), ("2x_h200", 2, 4)])
-def test_several_nodes_are_a_task_each(fresh: Checkout, hardware: str, ranks: int, on_gpus: int) -> None:
-    """A rank a GPU, or one on a node's CPU: there what needs its peers on one host."""
+@pytest.mark.parametrize(("hardware", "ranks"), [("cpu", 1), ("h200", 1), ("2x_h200", 2)])
+def test_several_nodes_are_a_task_each(fresh: Checkout, hardware: str, ranks: int) -> None:
+    """A rank a GPU, or one on a node's CPU."""
     found = commands(fresh, hardware=hardware, validation="{ranks: auto, nodes: 2}")
     assert len(found) == SCRIPTS
     assert all("srun --nodes=2 --ntasks=2 --cpus-per-task=2 --kill-on-bad-exit=1" in line for line in found)
     assert all("--nodes 2" in line for line in found)
-    on_device = [line for line in found if "--dtype bf16" in line]
-    assert len(on_device) == on_gpus
-    assert all(f"--ranks {ranks} " in line for line in on_device)
-    assert all("--ranks 1 " in line for line in found if line not in on_device)
-    (validation,) = (line for line in found if "multi_gpu_validation" in line)
-    assert ("--device cpu" in validation) == (hardware != "cpu")
+    assert all(f"--ranks {ranks} " in line for line in found)
+    assert not any("--device cpu" in line for line in found)
 
 
 def test_several_nodes_without_a_cluster_are_one_line(fresh: Checkout) -> None:
