@@ -108,12 +108,11 @@ def expert_parallel_layer(ranks: Ranks, config: ModelConfig, seed: int = 12) -> 
     corrupted = dispatched(
         x_ND, gates_NC, ids_NC, layer.gate_up[mine], silent, ranks.group, batching=experts_one_by_one
     )
-    if not tokens:
-        return _case(ranks, "expert_parallel_layer", axes, 0.0, float("inf"), "")
-    return _case(
-        ranks, "expert_parallel_layer", axes, relative_error(found, expected), relative_error(corrupted, expected),
-        "every rank's tokens",
-    )  # fmt: skip
+    # a rank without tokens has nothing to be wrong in
+    error, control = 0.0, float("inf")
+    if tokens:
+        error, control = relative_error(found, expected), relative_error(corrupted, expected)
+    return _case(ranks, "expert_parallel_layer", axes, error, control, "every rank's tokens")
 
 
 def whole_experts(
