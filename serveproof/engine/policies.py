@@ -34,8 +34,8 @@ class Policy(Protocol):
     def pop(self) -> Sequence:
         """Take what `peek` showed."""
 
-    def served(self, sequence: Sequence, prompt_tokens: int, output_tokens: int) -> None:
-        """Account for work that was done for a sequence."""
+    def served(self, tenant: str, prompt_tokens: int, output_tokens: int) -> None:
+        """Account for work that was done for a tenant."""
 
 
 class Ranked:
@@ -59,7 +59,7 @@ class Ranked:
     def pop(self) -> Sequence:
         return heapq.heappop(self.heap)[1]
 
-    def served(self, sequence: Sequence, prompt_tokens: int, output_tokens: int) -> None:
+    def served(self, tenant: str, prompt_tokens: int, output_tokens: int) -> None:
         """Ranks don't depend on service."""
 
 
@@ -105,9 +105,9 @@ class Fair:
             raise IndexError("nothing waits")
         return self.queues[sequence.tenant].popleft()
 
-    def served(self, sequence: Sequence, prompt_tokens: int, output_tokens: int) -> None:
+    def served(self, tenant: str, prompt_tokens: int, output_tokens: int) -> None:
         work = self.PROMPT_WEIGHT * prompt_tokens + self.OUTPUT_WEIGHT * output_tokens
-        self.counters[sequence.tenant] = self.counters.get(sequence.tenant, 0.0) + work
+        self.counters[tenant] = self.counters.get(tenant, 0.0) + work
 
 
 def deadline(sequence: Sequence) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ only, however many wait. It runs on the host alone and knows nothing of tensors.
 from __future__ import annotations
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -84,9 +85,9 @@ class Scheduler:
         self._out = []
         swapped_in: list[tuple[int, int]] = []
         decodes: list[Chunk] = []
-        left = self._decode(decodes, left)
+        left, pending = self._decode(decodes, left)
         prefills: list[Chunk] = []
-        for sequence in self.running:
+        for sequence in self.running if pending else ():
             if left and len(sequence.tokens) - sequence.computed > 1:
                 left -= self._prefill(prefills, sequence, left, alone=not (decodes or prefills))
         while left and self.slots and self.waiting:
@@ -109,13 +110,14 @@ class Scheduler:
     def commit(self, step: Step, results: list[Sampled]) -> list[Sequence]:
         """Take in what a step sampled, a result for each chunk that samples; the sequences that it finished."""
         finished = []
+        tenants: list[str] = []  # one for each token
         remaining = iter(results)
         page, keep, stop_ids = self.blocks.page_size, self.blocks.prefix_caching, self.stop_ids
-        plain, counted = not self.limits.drafts, self.policy.counts_service
+        plain, counted, ended = not self.limits.drafts, self.policy.counts_service, Status.FINISHED
         for chunk in step.chunks:
             sequence = chunk.sequence
             result = next(remaining) if chunk.samples else None
-            if sequence.status is Status.FINISHED:
+            if sequence.status is ended:
                 continue
             if plain and result is not None and result.error is None:
                 # one token that ends nothing: what nearly every sequence of nearly every step gets
@@ -124,7 +126,7 @@ class Scheduler:
                 if not stops and place + 1 < sequence.limit:
                     sequence.tokens[place] = token
                     if counted:
-                        self.policy.served(sequence, 0, 1)
+                        tenants.append(sequence.tenant)
                     if keep and place // page > len(sequence.keys):
                         self._publish(sequence, place)
                     continue
@@ -136,6 +138,8 @@ class Scheduler:
                 finished.append(sequence)
             elif self._accept(sequence, chunk, result.tokens):
                 finished.append(sequence)
+        for tenant, tokens in Counter(tenants).items():
+            self.policy.served(tenant, 0, tokens)
         return finished
 
     def finish(self, sequence: Sequence, reason: str) -> None:
@@ -152,15 +156,19 @@ class Scheduler:
         while sequence.tokens and sequence.tokens[-1] == PLACEHOLDER:
             sequence.tokens.pop()
 
-    def _decode(self, chunks: list[Chunk], left: int) -> int:
-        """A token for every running sequence whose other tokens are computed; the budget that is left."""
+    def _decode(self, chunks: list[Chunk], left: int) -> tuple[int, bool]:
+        """A token for every running sequence whose other tokens are computed.
+
+        The budget that is left, and whether others may have tokens to compute.
+        """
         page, grow, running = self.blocks.page_size, self.blocks.grow, self.running
-        speculates, index = self.limits.drafts > 0, 0
+        speculates, index, pending = self.limits.drafts > 0, 0, False
         while index < len(running):
             sequence = running[index]
             index += 1
             length = len(sequence.tokens)
             if length - sequence.computed != 1 or length >= sequence.limit:
+                pending = pending or length - sequence.computed > 1
                 continue
             drafts = self._drafts(sequence, left) if speculates else ()
             if length > len(sequence.blocks) * page and not grow(sequence, length):
@@ -172,7 +180,7 @@ class Scheduler:
                 sequence.tokens.append(PLACEHOLDER)
             sequence.computed = length
             left -= 1 + len(drafts)
-        return left
+        return left, pending
 
     def _append_decode(self, chunks: list[Chunk], sequence: Sequence) -> None:
         """A token for a sequence that came back from the host; `_admit` has seen to its block."""
@@ -204,7 +212,7 @@ class Scheduler:
             return 0  # what decodes now will finish, or be preempted, and leave its blocks
         samples = end == len(sequence.tokens)
         chunks.append(Chunk(sequence, sequence.computed, length, samples))
-        self.policy.served(sequence, length, 0)
+        self.policy.served(sequence.tenant, length, 0)
         sequence.computed = end
         if samples and not self.limits.drafts:
             sequence.tokens.append(PLACEHOLDER)
@@ -285,7 +293,7 @@ class Scheduler:
                 sequence.tokens[place + index] = token
             else:
                 sequence.tokens.append(token)
-            self.policy.served(sequence, 0, 1)
+            self.policy.served(sequence.tenant, 0, 1)
             stopped = token in sequence.params.stop_token_ids or (
                 token in self.stop_ids and not sequence.params.ignore_eos
             )
