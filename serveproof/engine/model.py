@@ -63,7 +63,10 @@ def apply_rope(x_NHE: Tensor, cos_NE: Tensor, sin_NE: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+    """Root-mean-square norm, computed in float32 (Zhang and Sennrich 2019, arXiv:1910.07467).
+
+    Rounded to x's dtype before the weight, as transformers does; F.rms_norm given the weight rounds after it.
+    """
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -71,9 +74,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x32.to(x.dtype)
+        return self.weight * F.rms_norm(x, self.weight.shape, None, self.eps)
 
 
 class Attention(nn.Module):
