@@ -24,6 +24,7 @@ from typing import IO
 
 import aiohttp
 import numpy as np
+import uvloop
 from tabulate import tabulate
 
 from serveproof import script
@@ -65,7 +66,7 @@ async def _stream(session: aiohttp.ClientSession, url: str, prompt: list[int], t
         answer.raise_for_status()
         await answer.content.readline()
         first_s = time.perf_counter() - begun
-        async for _ in answer.content:
+        async for _ in answer.content.iter_any():  # lines would be split for nobody
             pass
     return first_s
 
@@ -145,7 +146,7 @@ def work(arguments: argparse.Namespace) -> None:
             asyncio.run(_ready(url, server))
             if engine.stdin is None or engine.stdout is None or not engine.stdout.readline():
                 raise RuntimeError("the engine ended before it was asked")
-            found = asyncio.run(in_turn(arguments, engine.stdin, engine.stdout, url))
+            found = uvloop.run(in_turn(arguments, engine.stdin, engine.stdout, url))
         finally:
             for process in (server, engine):
                 process.terminate()

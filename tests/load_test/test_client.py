@@ -86,11 +86,12 @@ def test_a_slow_first_token_and_a_stall_land_in_their_own_figures(null_server: S
     assert served[7].ttft_ms < 50
     gaps = served[7].gaps_ms
     stall = int(np.argmax(gaps))
-    # the chunk before it may be late, which makes the gap itself shorter; when the stall ends is the server's alone
+    # the chunk before it may be late, which makes the gap itself shorter; when the stall ends is the server's alone,
+    # whose loop (uvloop) rounds its timers to whole ms, and counts them from when its turn began
     after_it_ms = served[7].ttft_ms + sum(gaps[: stall + 1])
     assert gaps[stall] > 150
     assert sorted(gaps)[-2] < 50
-    assert 0 <= after_it_ms - (5 + 5 * stall + 200) < 35
+    assert -5 <= after_it_ms - (5 + 5 * stall + 200) < 35
 
 
 def test_a_frozen_server_can_not_hide_what_waited(null_server: Start, job: Job) -> None:
