@@ -22,7 +22,6 @@ import time
 from pathlib import Path
 from typing import IO
 
-import aiohttp
 import numpy as np
 import uvloop
 from tabulate import tabulate
@@ -34,7 +33,8 @@ from serveproof.engine.start import COMPUTE, Settings
 from serveproof.server.engine_process import start
 from serveproof.server.wire import Job
 
-PROMPT_TOKENS, WARM = 32, 5
+PROMPT_TOKENS, WARM, PIECE = 32, 5, 2**16
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def prompts(count: int, seed: int) -> list[list[int]]:
@@ -58,36 +58,54 @@ def bare(engine: Engine) -> None:
         print(json.dumps({"first_s": first_s, "whole_s": time.perf_counter() - begun}), flush=True)
 
 
-async def _stream(session: aiohttp.ClientSession, url: str, prompt: list[int], tokens: int) -> float:
-    """s from sending to the first event; the rest is read too."""
-    asked = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True}
+async def _ask(connection: Connection, method: str, path: str, content: object) -> tuple[float, bytes]:
+    """(s from sending to the first piece of the body, the whole answer). The connection stays open.
+
+    By hand, for a client's time on these cores counts as the server's, and a library takes as long as the server.
+    """
+    reader, writer = connection
+    body = json.dumps(content).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: server\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     begun = time.perf_counter()
-    async with session.post(f"{url}/v1/completions", json={"model": "benchmark", **asked}) as answer:
-        answer.raise_for_status()
-        await answer.content.readline()
-        first_s = time.perf_counter() - begun
-        async for _ in answer.content.iter_any():  # lines would be split for nobody
-            pass
+    writer.write(head.encode() + b"\r\n\r\n" + body)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    streamed = b"transfer-encoding: chunked" in answer.lower()
+    answer += await reader.read(PIECE)
+    first_s = time.perf_counter() - begun
+    while streamed and not answer.endswith(b"\r\n0\r\n\r\n"):
+        piece = await reader.read(PIECE)
+        if not piece:
+            raise RuntimeError(f"the server ended within an answer: {answer[-200:]!r}")
+        answer += piece
+    return first_s, answer
+
+
+async def _stream(connection: Connection, prompt: list[int], tokens: int) -> float:
+    """s from sending to the first event; the rest is read too, and must be whole."""
+    asked = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True}
+    first_s, answer = await _ask(connection, "POST", "/v1/completions", {"model": "benchmark", **asked})
+    if not answer.startswith(b"HTTP/1.1 200") or answer.count(b"data: ") != tokens + 1 or b"data: [DONE]" not in answer:
+        raise RuntimeError(f"the server's answer is not {tokens} events: {answer[:500]!r}")
     return first_s
 
 
-async def over_http(session: aiohttp.ClientSession, url: str, asked: list[list[int]], tokens: int) -> dict[str, float]:
+async def over_http(connections: list[Connection], asked: list[list[int]], tokens: int) -> dict[str, float]:
     """The same through a server; first_s of the first request."""
     begun = time.perf_counter()
-    first_s = await asyncio.gather(*(_stream(session, url, prompt, tokens) for prompt in asked))
+    first_s = await asyncio.gather(*(_stream(*one, tokens) for one in zip(connections, asked, strict=False)))
     return {"first_s": first_s[0], "whole_s": time.perf_counter() - begun}
 
 
-async def _ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    async with aiohttp.ClientSession() as session:
-        while process.poll() is None:
-            try:
-                async with session.get(f"{url}/health") as answer:
-                    if answer.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.1)
+async def connected(port: int, count: int, process: subprocess.Popen[bytes]) -> list[Connection]:
+    """Connections to a server that is ready."""
+    while process.poll() is None:
+        try:
+            made = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
+            if (await _ask(made[0], "GET", "/health", {}))[1].startswith(b"HTTP/1.1 200"):
+                return made
+        except OSError:
+            pass
+        await asyncio.sleep(0.1)
     raise RuntimeError(f"the server ended with code {process.returncode}")
 
 
@@ -106,7 +124,7 @@ def serve_bare(arguments: argparse.Namespace) -> None:
 
 
 async def in_turn(
-    arguments: argparse.Namespace, to_engine: IO[str], from_engine: IO[str], url: str
+    arguments: argparse.Namespace, to_engine: IO[str], from_engine: IO[str], server: subprocess.Popen[bytes]
 ) -> dict[str, list[float]]:
     """Samples: what the first token costs alone (s, either way), and how long all streams take."""
     found: dict[str, list[float]] = {name: [] for name in ("engine_first", "server_first", "engine", "server")}
@@ -116,17 +134,17 @@ async def in_turn(
         told: dict[str, float] = json.loads(from_engine.readline())
         return told
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        for number in range(WARM + arguments.alone):
-            prompt = prompts(1, number)
-            ways = {"engine_first": ask_engine(prompt, 1), "server_first": await over_http(session, url, prompt, 1)}
-            if number >= WARM:
-                for name, told in ways.items():
-                    found[name].append(told["first_s"])
-        for number in range(arguments.runs):
-            asked = prompts(arguments.streams, number)
-            found["engine"].append(ask_engine(asked, arguments.tokens)["whole_s"])
-            found["server"].append((await over_http(session, url, asked, arguments.tokens))["whole_s"])
+    connections = await connected(arguments.port, arguments.streams, server)
+    for number in range(WARM + arguments.alone):
+        prompt = prompts(1, number)
+        ways = {"engine_first": ask_engine(prompt, 1), "server_first": await over_http(connections, prompt, 1)}
+        if number >= WARM:
+            for name, told in ways.items():
+                found[name].append(told["first_s"])
+    for number in range(arguments.runs):
+        asked = prompts(arguments.streams, number)
+        found["engine"].append(ask_engine(asked, arguments.tokens)["whole_s"])
+        found["server"].append((await over_http(connections, asked, arguments.tokens))["whole_s"])
     return found
 
 
@@ -134,7 +152,6 @@ def work(arguments: argparse.Namespace) -> None:
     if arguments.bare:
         serve_bare(arguments)
         return
-    url = f"http://127.0.0.1:{arguments.port}"
     served = [sys.executable, "-m", "serveproof.server", "--model", arguments.model, "--port", str(arguments.port)]
     served += ["--served-model-name", "benchmark", "--dtype", arguments.dtype, "--max-running", str(arguments.streams)]
     served += ["--no-prefix-caching", "--threads", str(arguments.threads), "--max-model-len", "2048"]
@@ -143,10 +160,9 @@ def work(arguments: argparse.Namespace) -> None:
         server = subprocess.Popen(served, stdout=log, stderr=log)
         engine = subprocess.Popen(alone, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
-            asyncio.run(_ready(url, server))
             if engine.stdin is None or engine.stdout is None or not engine.stdout.readline():
                 raise RuntimeError("the engine ended before it was asked")
-            found = uvloop.run(in_turn(arguments, engine.stdin, engine.stdout, url))
+            found = uvloop.run(in_turn(arguments, engine.stdin, engine.stdout, server))
         finally:
             for process in (server, engine):
                 process.terminate()
