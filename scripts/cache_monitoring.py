@@ -20,11 +20,13 @@ from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensor
 
 from serveproof import script
+from serveproof.engine.config import find_model
 from serveproof.engine.engine import Engine
 from serveproof.engine.kv_cache import DTYPES
-from serveproof.engine.loader import find_model, load_or_draw
+from serveproof.engine.loader import load_or_draw
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import COMPUTE, Settings, start_with
+from serveproof.engine.settings import COMPUTE, Settings
+from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 from serveproof.telemetry import cache_health, scrape

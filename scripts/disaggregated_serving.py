@@ -22,11 +22,13 @@ from serveproof.distributed import exchange, group, hand_over, pages, record
 from serveproof.distributed.group import Ranks
 from serveproof.distributed.hand_over import Trial
 from serveproof.distributed_records import HandOverPoint, RankedCase, RankedFigure
+from serveproof.engine.config import find_model, model_name
 from serveproof.engine.engine import Engine
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
-from serveproof.engine.loader import find_model, load_or_draw, model_name
-from serveproof.engine.start import COMPUTE, Settings, start_with
+from serveproof.engine.loader import load_or_draw
+from serveproof.engine.settings import COMPUTE, Settings
+from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 
 NAME = "disaggregated_serving"

@@ -23,11 +23,13 @@ import torch
 from serveproof import script
 from serveproof.bench import engine_load
 from serveproof.bench.peer_job import PeerJob
+from serveproof.engine.config import find_model, model_name
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
-from serveproof.engine.loader import find_model, load_or_draw, model_name
+from serveproof.engine.loader import load_or_draw
 from serveproof.engine.model_runner import ModelRunner
-from serveproof.engine.start import COMPUTE, Settings, start_with
+from serveproof.engine.settings import COMPUTE, Settings
+from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.hardware import ceilings
 from serveproof.hardware.key import device_of

@@ -17,9 +17,11 @@ from tabulate import tabulate
 
 from serveproof import script
 from serveproof.bench.ladder import Problem, climb
+from serveproof.engine.config import find_model, model_name
 from serveproof.engine.kv_cache import DTYPES
-from serveproof.engine.loader import find_model, load_or_draw, model_name
-from serveproof.engine.start import COMPUTE, Settings, load_tokenizer
+from serveproof.engine.loader import load_or_draw
+from serveproof.engine.output import load_tokenizer
+from serveproof.engine.settings import COMPUTE, Settings
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 from serveproof.hardware.start import start_torch

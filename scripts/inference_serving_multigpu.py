@@ -24,16 +24,17 @@ from serveproof.bench import engine_load
 from serveproof.distributed import group
 from serveproof.distributed.direct import direct_sum
 from serveproof.distributed.group import ChecksFailed, Ranks
-from serveproof.engine.config import ModelConfig
+from serveproof.engine.config import ModelConfig, find_model, model_name
 from serveproof.engine.engine import Completion, Engine
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
-from serveproof.engine.loader import find_model, load_or_draw, model_name
+from serveproof.engine.loader import load_or_draw
 from serveproof.engine.model import Llama
 from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.parallel import SINGLE, Group
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import COMPUTE, Settings, start_with
+from serveproof.engine.settings import COMPUTE, Settings
+from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 from serveproof.pairs import ROOT

@@ -14,11 +14,10 @@ import argparse
 from serveproof.distributed import equality, expert_layers, group, record
 from serveproof.distributed.group import Ranks
 from serveproof.distributed_records import ExpertLayerPoint, RankedCase, RankedFigure
-from serveproof.engine.config import ModelConfig, read_config
+from serveproof.engine.config import ModelConfig, find_model, model_name, read_config
 from serveproof.engine.kv_cache import DTYPES
-from serveproof.engine.loader import find_model, model_name
 from serveproof.engine.parallel import check
-from serveproof.engine.start import COMPUTE
+from serveproof.engine.settings import COMPUTE
 from serveproof.errors import UserError
 from serveproof.ops.moe_workload import KINDS
 

@@ -29,7 +29,7 @@ from tabulate import tabulate
 from serveproof import script
 from serveproof.engine.engine import Engine
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import COMPUTE, Settings
+from serveproof.engine.settings import COMPUTE, Settings
 from serveproof.server.engine_process import start
 from serveproof.server.wire import Job
 

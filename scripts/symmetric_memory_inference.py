@@ -23,11 +23,13 @@ from serveproof.distributed import group, record, replicas
 from serveproof.distributed.group import Ranks
 from serveproof.distributed.replicas import Replicas
 from serveproof.distributed_records import RankedCase, RankedFigure
+from serveproof.engine.config import find_model, model_name
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
-from serveproof.engine.loader import find_model, load_or_draw, model_name
+from serveproof.engine.loader import load_or_draw
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import COMPUTE, Settings, start_with
+from serveproof.engine.settings import COMPUTE, Settings
+from serveproof.engine.start import start_with
 from serveproof.hardware.key import detect, visible_gpus
 from serveproof.pairs import ROOT
 from serveproof.results import Estimate

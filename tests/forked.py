@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 Begun = list[tuple[multiprocessing.process.BaseProcess, Path]]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "torch.nn.attention.bias", "serveproof.distributed.equality"])
+CONTEXT.set_forkserver_preload(["torch", "serveproof.distributed.equality"])
 
 
 def free_port() -> int:

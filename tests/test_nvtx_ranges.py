@@ -27,7 +27,8 @@ from serveproof.distributed.equality import config_for
 from serveproof.engine.loader import random_model
 from serveproof.engine.parallel import SINGLE
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.start import start_with
+from serveproof.engine.settings import Settings
 torch.set_num_threads(1)
 model = random_model(config_for(1), 1, torch.float32, "cpu", SINGLE)
 engine = start_with(model, Settings(dtype="fp32", max_running=2, token_budget=32, max_model_len=64))

@@ -19,7 +19,8 @@ from serveproof.engine.linear import prepare_
 from serveproof.engine.model import Llama, full_attention
 from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.sequence import Chunk, SamplingParams, Sequence, Step
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.serving_results import Rung
 

@@ -32,7 +32,8 @@ from serveproof.engine.model import Llama
 from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.parallel import SINGLE, Group
 from serveproof.engine.sequence import SamplingParams, Sequence
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.orphans import die_with_parent
 

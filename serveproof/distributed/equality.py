@@ -21,7 +21,8 @@ from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.moe import SparseMLP
 from serveproof.engine.parallel import SINGLE
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start_with
 
 # float32 sums in another order, through a few layers; corrupted logits are off by some tenths
 BOUND = 1e-4

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from serveproof.engine.model import Llama, full_attention
+from serveproof.engine.settings import CACHES
 from serveproof.errors import UserError
 from serveproof.ops.quantize import E4M3_MAX
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
+DTYPES = dict(zip(CACHES, (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn), strict=True))
 # A cache value larger than those of the calibrating text is cut off: this leaves room for twice as large ones.
 HEADROOM = 2.0
 

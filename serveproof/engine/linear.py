@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from serveproof.engine.model import MLP, Layer, Llama
 from serveproof.engine.quantization import PRECISIONS, quantize_weight
+from serveproof.engine.settings import WEIGHTS
 from serveproof.errors import UserError
 from serveproof.ops.quantize import quantize_rows
 
@@ -73,7 +74,7 @@ class Fp8Linear(nn.Module):
         )
 
 
-PACKED: dict[str, Callable[[Tensor], nn.Module]] = {"int8": Int8Linear, "int4": Int4Linear, "fp8": Fp8Linear}
+PACKED: dict[str, Callable[[Tensor], nn.Module]] = dict(zip(WEIGHTS, (Int8Linear, Int4Linear, Fp8Linear), strict=True))
 
 
 def fuse_(model: Llama) -> None:

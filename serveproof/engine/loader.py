@@ -17,11 +17,8 @@ from serveproof.engine.config import ModelConfig, read_config
 from serveproof.engine.model import Llama
 from serveproof.engine.parallel import SINGLE, Group, check
 from serveproof.errors import UserError
-from serveproof.pairs import ROOT
-from serveproof.results import ModelRecord, read
 
 INDEX = "model.safetensors.index.json"
-SHAPES = ROOT / "config" / "models"
 
 
 def weight_files(directory: Path | str) -> list[Path]:
@@ -140,26 +137,6 @@ def random_model(
         state[name] = drawn.mul_(inputs**-0.5)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval()
-
-
-def find_model(name: str) -> Path:
-    """What a user names as a model: a directory, a config.json, or a shape of config/models."""
-    shape = SHAPES / f"{name}.json"
-    path = shape if shape.exists() else Path(name)
-    if not path.exists():
-        shapes = ", ".join(sorted(file.stem for file in SHAPES.glob("*.json")))
-        raise UserError(f"--model {name}: no such directory, config.json or shape; the shapes are {shapes}")
-    return path
-
-
-def model_name(path: Path) -> str:
-    """How a record calls what `find_model` found; a directory that prepare_model wrote by the model in it."""
-    if not path.is_dir():
-        return path.stem
-    try:
-        return read(path / "model.json", ModelRecord).name
-    except UserError:  # not there, or somebody else's
-        return path.name
 
 
 def load_or_draw(

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
+
+
+def load_tokenizer(directory: Path | str) -> Tokenizer | None:
+    """The tokenizer.json of a model directory, if there is one."""
+    path = Path(directory, "tokenizer.json")
+    return Tokenizer.from_file(str(path)) if path.exists() else None
 
 
 class TextStream:

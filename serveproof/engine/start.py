@@ -1,9 +1,8 @@
-"""Puts an engine together from settings: model, cache, runner, CUDA graphs, scheduler."""
+"""Puts an engine together from its settings: model, cache, runner, CUDA graphs, scheduler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,65 +12,17 @@ from serveproof.engine.block_manager import BlockManager
 from serveproof.engine.cuda_graphs import capture_decodes
 from serveproof.engine.engine import Engine
 from serveproof.engine.kv_cache import DTYPES, blocks_for, calibrate, make_cache
-from serveproof.engine.linear import PACKED, prepare_
+from serveproof.engine.linear import prepare_
 from serveproof.engine.loader import load_model
 from serveproof.engine.model import Llama
 from serveproof.engine.model_runner import ModelRunner
+from serveproof.engine.output import load_tokenizer
 from serveproof.engine.scheduler import Limits
+from serveproof.engine.settings import Settings
 from serveproof.errors import UserError
 
-COMPUTE = ("fp32", "bf16", "fp16")
 CALIBRATION_TOKENS = 512
 CPU_CACHE_BYTES = 4 * 2**30  # as vLLM's VLLM_CPU_KVCACHE_SPACE: a host's free memory is not the cache's alone
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to serve. weights: int8, int4 (cpu) or fp8 (cuda), or None for dtype's. fused, graphs: on CUDA only.
-
-    blocks None: enough for max_running sequences of max_model_len tokens, but no more than memory_share of the free
-    memory holds on CUDA, and 4 GiB on a CPU. max_model_len None: the model's, or what such a
-    cache holds. overlap None: on CUDA, where a step
-    is launched and not waited for; on a CPU it would only hold every token back by a step."""
-
-    dtype: str = "bf16"
-    weights: str | None = None
-    cache_dtype: str | None = None
-    device: str = "cpu"
-    page_size: int = 16
-    blocks: int | None = None
-    host_blocks: int = 0
-    memory_share: float = 0.85
-    max_running: int = 16
-    token_budget: int = 512
-    max_model_len: int | None = None
-    chunked: bool = True
-    drafts: int = 0
-    policy: str = "first_come"
-    prefix_caching: bool = True
-    overlap: bool | None = None
-    compile_block: bool = False
-    fused: bool = True
-    graphs: bool = True
-
-    def __post_init__(self) -> None:
-        """Raise UserError naming the setting that can't be."""
-        if self.dtype not in COMPUTE:
-            raise UserError(f"dtype is {self.dtype!r}; it can be {', '.join(COMPUTE)}")
-        if self.weights not in (None, *PACKED):
-            raise UserError(f"weights is {self.weights!r}; it can be {', '.join(PACKED)}, or left out")
-        if self.cache_dtype not in (None, *DTYPES):
-            raise UserError(f"cache_dtype is {self.cache_dtype!r}; it can be {', '.join(DTYPES)}")
-        if self.page_size < 1 or self.page_size & (self.page_size - 1):
-            raise UserError(f"page_size is {self.page_size}; it must be a power of two")
-        if self.blocks is not None and self.blocks < 2:
-            raise UserError(f"blocks is {self.blocks}; it must be 2 at least, for block 0 is padding's")
-
-
-def load_tokenizer(directory: Path | str) -> Tokenizer | None:
-    """The tokenizer.json of a model directory, if there is one."""
-    path = Path(directory, "tokenizer.json")
-    return Tokenizer.from_file(str(path)) if path.exists() else None
 
 
 def start(directory: Path | str, settings: Settings, say: Callable[[str], object] = lambda _: None) -> Engine:

@@ -18,12 +18,9 @@ from types import FrameType
 import uvicorn
 
 from serveproof import script
-from serveproof.engine.config import read_config
-from serveproof.engine.kv_cache import DTYPES
-from serveproof.engine.linear import PACKED
-from serveproof.engine.loader import find_model, model_name
+from serveproof.engine.config import find_model, model_name, read_config
 from serveproof.engine.policies import POLICIES
-from serveproof.engine.start import COMPUTE, Settings
+from serveproof.engine.settings import CACHES, COMPUTE, WEIGHTS, Settings
 from serveproof.errors import UserError
 from serveproof.hardware.key import detect, device_of
 from serveproof.server.app import make_app, observe
@@ -80,8 +77,8 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     made.add_argument("--threads", type=int, help="of torch; OMP_NUM_THREADS or all by default")
     made.add_argument("--dtype", choices=COMPUTE, default="bf16")
-    made.add_argument("--weights", choices=tuple(PACKED), help="8 or 4 bits for the linear layers")
-    made.add_argument("--cache-dtype", choices=tuple(DTYPES))
+    made.add_argument("--weights", choices=WEIGHTS, help="8 or 4 bits for the linear layers")
+    made.add_argument("--cache-dtype", choices=CACHES)
     made.add_argument("--max-running", type=int, default=64, help="requests in the running batch")
     made.add_argument("--max-queue", type=int, default=256, help="requests that may wait; more get 429")
     made.add_argument("--token-budget", type=int, default=1024, help="tokens a step")

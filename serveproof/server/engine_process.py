@@ -16,10 +16,11 @@ import traceback
 
 import msgspec
 
+from serveproof.engine.config import find_model
 from serveproof.engine.engine import Engine, Output
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
-from serveproof.engine.loader import find_model, load_or_draw
+from serveproof.engine.loader import load_or_draw
 from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.hardware.start import start_torch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from serveproof.engine.start import load_tokenizer
+from serveproof.engine.output import load_tokenizer
 
 
 def load_tokenizer_of(path: Path, vocabulary: int) -> Tokenizer:

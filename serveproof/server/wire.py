@@ -6,7 +6,7 @@ import msgspec
 
 from serveproof.engine.engine import Output, Snapshot
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import Settings
+from serveproof.engine.settings import Settings
 
 
 class Job(msgspec.Struct):

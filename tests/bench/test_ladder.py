@@ -14,7 +14,8 @@ from serveproof.bench import engine_load, ladder, padded
 from serveproof.engine.config import read_config
 from serveproof.engine.loader import load_model
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start_with
 from serveproof.results import Ceilings
 from serveproof.serving_results import EngineRecord, LadderRecord
 

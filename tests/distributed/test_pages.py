@@ -21,7 +21,8 @@ from serveproof.engine.kv_cache import KVCache
 from serveproof.engine.loader import random_model
 from serveproof.engine.parallel import SINGLE
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start_with
 
 
 def cache(dtype: torch.dtype = torch.float32) -> KVCache:

@@ -14,7 +14,8 @@ from serveproof.engine.kv_cache import make_cache
 from serveproof.engine.linear import prepare_
 from serveproof.engine.loader import load_model, random_model
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start_with
 
 pytest.importorskip("triton")
 from serveproof.engine.fused import FusedForward

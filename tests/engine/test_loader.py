@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from serveproof.engine.loader import INDEX, SHAPES, load_model, model_name, weight_files
+from serveproof.engine.config import SHAPES, model_name
+from serveproof.engine.loader import INDEX, load_model, weight_files
 from serveproof.errors import UserError
 
 

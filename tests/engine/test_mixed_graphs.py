@@ -13,7 +13,8 @@ from serveproof.engine import cuda_graphs
 from serveproof.engine.loader import load_model
 from serveproof.engine.model_runner import BlockTables, ModelRunner
 from serveproof.engine.sequence import Chunk, SamplingParams, Sequence
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start_with
 from serveproof.ops.piece_capture import Captured
 
 pytest.importorskip("triton")

@@ -8,8 +8,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from serveproof.engine.output import load_tokenizer
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import Settings, load_tokenizer, start
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start
 
 # openings of encyclopedia articles, letters, code, lists and questions: 10 texts, cut at 5 places each
 TEXTS = [

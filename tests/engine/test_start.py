@@ -16,7 +16,8 @@ from serveproof.engine.kv_cache import block_bytes
 from serveproof.engine.loader import load_model
 from serveproof.engine.model import Llama, full_attention
 from serveproof.engine.sequence import SamplingParams
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 
 NEW = 12

@@ -22,7 +22,8 @@ import torch
 
 from serveproof.engine.engine import Engine
 from serveproof.engine.loader import load_model
-from serveproof.engine.start import Settings, start_with
+from serveproof.engine.settings import Settings
+from serveproof.engine.start import start_with
 from serveproof.server.tokens import load_tokenizer_of
 
 pytest.importorskip("fastapi")
