@@ -75,7 +75,7 @@ def theme(width: int) -> dict[str, Any]:
             "labelLimit": round(0.75 * width),
             "offset": 6,
             "symbolSize": 60,
-            "columnPadding": 8,
+            "columnPadding": 20,
             "layout": {"top": {"direction": "vertical", "anchor": "start"}},
         },
         "text": {"fill": INK, "fontSize": 11},
