@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import polars as pl
+import pytest
 
 from serveproof.load_records import LoadRecord, SweepRecord
 from serveproof.results import Judgement, read
+from tests.load_test.conftest import TRIES
 from tests.workflow.conftest import Checkout, error_line
 
 ASKED = {
@@ -30,11 +33,23 @@ def with_fake_server(checkout: Checkout) -> None:
     expectations.write_text(json.dumps({**known, "serving": {}}))
 
 
+def made_calmly(checkout: Checkout, folder: Path) -> None:
+    """The whole DAG; a load test whose client says of itself that it was late, as on a busy machine, is made again."""
+    for _ in range(TRIES):
+        done = checkout.run("--cores", "all", **ASKED)
+        assert done.returncode == 0, done.stdout
+        files = [file for file in folder.glob("*/*.json") if not all(run.valid for run in read(file, LoadRecord).runs)]
+        if not files:
+            return
+        for file in files:
+            file.unlink()
+    pytest.fail(f"the client was late {TRIES} times: {files}")
+
+
 def test_load_tests_are_made_judged_and_drawn(checkout: Checkout) -> None:
     with_fake_server(checkout)
-    done = checkout.run("--cores", "all", **ASKED)
-    assert done.returncode == 0, done.stdout
     folder = checkout.results / "cpu" / "serving"
+    made_calmly(checkout, folder)
     sweep = read(folder / "sweep.json", SweepRecord)
     assert sweep.points
     record = read(folder / "fair" / "multi_tenant.json", LoadRecord)
