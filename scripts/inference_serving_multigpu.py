@@ -59,7 +59,7 @@ def share_of(model: Llama, engine: Engine) -> RankShare:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes=sum(parameter.nbytes for parameter in model.parameters()),
         query_heads=group.share(config.num_attention_heads),
-        kv_heads=group.kv_share(config.num_key_value_heads),
+        kv_heads=group.share(config.num_key_value_heads),
         vocabulary=(group.rank * model.vocabulary, (group.rank + 1) * model.vocabulary),
         cache_bytes=runner.cache.pool.nbytes if isinstance(runner, ModelRunner) else 0,
     )

@@ -30,10 +30,12 @@ from serveproof import script
 from serveproof.engine.engine import Engine
 from serveproof.engine.sequence import SamplingParams
 from serveproof.engine.settings import COMPUTE, Settings
+from serveproof.load_test.server_process import healthy
 from serveproof.server.engine_process import start
 from serveproof.server.wire import Job
 
 PROMPT_TOKENS, WARM, PIECE = 32, 5, 2**16
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: server\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -58,33 +60,27 @@ def bare(engine: Engine) -> None:
         print(json.dumps({"first_s": first_s, "whole_s": time.perf_counter() - begun}), flush=True)
 
 
-async def _ask(connection: Connection, method: str, path: str, content: object) -> tuple[float, bytes]:
-    """(s from sending to the first piece of the body, the whole answer). The connection stays open.
+async def _stream(connection: Connection, prompt: list[int], tokens: int) -> float:
+    """s from sending to the first event; the rest is read too, and must be whole. The connection stays open.
 
     By hand, for a client's time on these cores counts as the server's, and a library takes as long as the server.
     """
     reader, writer = connection
-    body = json.dumps(content).encode()
-    head = f"{method} {path} HTTP/1.1\r\nHost: server\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    asked = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True}
+    body = json.dumps({"model": "benchmark", **asked}).encode()
     begun = time.perf_counter()
-    writer.write(head.encode() + b"\r\n\r\n" + body)
+    writer.write(HEAD % len(body) + body)
     answer = await reader.readuntil(b"\r\n\r\n")
-    streamed = b"transfer-encoding: chunked" in answer.lower()
     answer += await reader.read(PIECE)
     first_s = time.perf_counter() - begun
-    while streamed and not answer.endswith(b"\r\n0\r\n\r\n"):
+    if not answer.startswith(b"HTTP/1.1 200"):
+        raise RuntimeError(f"the server refuses: {answer!r}")
+    while not answer.endswith(b"\r\n0\r\n\r\n"):
         piece = await reader.read(PIECE)
         if not piece:
             raise RuntimeError(f"the server ended within an answer: {answer[-200:]!r}")
         answer += piece
-    return first_s, answer
-
-
-async def _stream(connection: Connection, prompt: list[int], tokens: int) -> float:
-    """s from sending to the first event; the rest is read too, and must be whole."""
-    asked = {"prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "temperature": 0, "stream": True}
-    first_s, answer = await _ask(connection, "POST", "/v1/completions", {"model": "benchmark", **asked})
-    if not answer.startswith(b"HTTP/1.1 200") or answer.count(b"data: ") != tokens + 1 or b"data: [DONE]" not in answer:
+    if answer.count(b"data: ") != tokens + 1 or b"data: [DONE]" not in answer:
         raise RuntimeError(f"the server's answer is not {tokens} events: {answer[:500]!r}")
     return first_s
 
@@ -96,17 +92,12 @@ async def over_http(connections: list[Connection], asked: list[list[int]], token
     return {"first_s": first_s[0], "whole_s": time.perf_counter() - begun}
 
 
-async def connected(port: int, count: int, process: subprocess.Popen[bytes]) -> list[Connection]:
-    """Connections to a server that is ready."""
-    while process.poll() is None:
-        try:
-            made = [await asyncio.open_connection("127.0.0.1", port) for _ in range(count)]
-            if (await _ask(made[0], "GET", "/health", {}))[1].startswith(b"HTTP/1.1 200"):
-                return made
-        except OSError:
-            pass
-        await asyncio.sleep(0.1)
-    raise RuntimeError(f"the server ended with code {process.returncode}")
+def await_server(url: str, process: subprocess.Popen[bytes]) -> None:
+    """Until it can serve. RuntimeError when it ends instead."""
+    while not healthy(url):
+        if process.poll() is not None:
+            raise RuntimeError(f"the server ended with code {process.returncode}")
+        time.sleep(0.1)
 
 
 def serve_bare(arguments: argparse.Namespace) -> None:
@@ -123,9 +114,7 @@ def serve_bare(arguments: argparse.Namespace) -> None:
     bare(engine)
 
 
-async def in_turn(
-    arguments: argparse.Namespace, to_engine: IO[str], from_engine: IO[str], server: subprocess.Popen[bytes]
-) -> dict[str, list[float]]:
+async def in_turn(arguments: argparse.Namespace, to_engine: IO[str], from_engine: IO[str]) -> dict[str, list[float]]:
     """Samples: what the first token costs alone (s, either way), and how long all streams take."""
     found: dict[str, list[float]] = {name: [] for name in ("engine_first", "server_first", "engine", "server")}
 
@@ -134,7 +123,7 @@ async def in_turn(
         told: dict[str, float] = json.loads(from_engine.readline())
         return told
 
-    connections = await connected(arguments.port, arguments.streams, server)
+    connections = [await asyncio.open_connection("127.0.0.1", arguments.port) for _ in range(arguments.streams)]
     for number in range(WARM + arguments.alone):
         prompt = prompts(1, number)
         ways = {"engine_first": ask_engine(prompt, 1), "server_first": await over_http(connections, prompt, 1)}
@@ -162,7 +151,8 @@ def work(arguments: argparse.Namespace) -> None:
         try:
             if engine.stdin is None or engine.stdout is None or not engine.stdout.readline():
                 raise RuntimeError("the engine ended before it was asked")
-            found = uvloop.run(in_turn(arguments, engine.stdin, engine.stdout, server))
+            await_server(f"http://127.0.0.1:{arguments.port}", server)
+            found = uvloop.run(in_turn(arguments, engine.stdin, engine.stdout))
         finally:
             for process in (server, engine):
                 process.terminate()

@@ -32,9 +32,8 @@ def peers_reach_each_other(ranks: Ranks) -> str:
 def direct_sum(ranks: Ranks, dtype: torch.dtype) -> tuple[Sum | None, str]:
     """(the sum, what sums: a collective to make); None for another dtype than bfloat16, and where the GPUs don't map
     each other's memory."""
-    missing = peers_reach_each_other(ranks)
-    if dtype != torch.bfloat16:
-        missing = "the push kernel sums bfloat16 alone"
+    wrong = "the push kernel sums bfloat16 alone" if dtype != torch.bfloat16 else ""
+    missing = wrong or peers_reach_each_other(ranks)
     if missing:
         return None, f"all-reduce by {ranks.backend}: {missing}"
     from serveproof.ops import peer_memory, peer_push

@@ -36,10 +36,14 @@ SHARED = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vo
 
 def config_for(world: int, experts: bool = False) -> ModelConfig:
     """A small model whose heads, widths and words divide by so many ranks."""
-    config = parse_config(FIELDS | {name: -(-FIELDS[name] // world) * world for name in SHARED})
+
+    def shared(count: int) -> int:
+        return -(-count // world) * world
+
+    config = parse_config(FIELDS | {name: shared(FIELDS[name]) for name in SHARED})
     if not experts:
         return config
-    return replace(config, qk_norm=True, experts=Experts(-(-8 // world) * world, 2, -(-64 // world) * world, True))
+    return replace(config, qk_norm=True, experts=Experts(shared(8), 2, shared(64), True))
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

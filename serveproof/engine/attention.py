@@ -141,13 +141,14 @@ class PagedAttention:
         q_1HLE, k_1KSE, v_1KSE = (x.transpose(0, 1)[None] for x in (q_LHE, k_SKE, v_SKE))
         whole = piece.count == piece.context
         mask: Any = None
-        if not whole and piece.count > 1 and q_LHE.is_cuda:
-            # which flash attention knows; its module brings torch's compiler with it, a second and a half to import
-            from torch.nn.attention.bias import causal_lower_right
+        if not whole and piece.count > 1:
+            if q_LHE.is_cuda:
+                # which flash attention knows; its module brings torch's compiler with it, a second and a half to import
+                from torch.nn.attention.bias import causal_lower_right
 
-            mask = causal_lower_right(piece.count, piece.context)
-        elif not whole and piece.count > 1:
-            mask = torch.ones(piece.count, piece.context, dtype=torch.bool).tril(piece.context - piece.count)
+                mask = causal_lower_right(piece.count, piece.context)
+            else:
+                mask = torch.ones(piece.count, piece.context, dtype=torch.bool).tril(piece.context - piece.count)
         out_1HLE = F.scaled_dot_product_attention(
             q_1HLE, k_1KSE, v_1KSE, attn_mask=mask, is_causal=whole, enable_gqa=q_LHE.shape[1] != k_SKE.shape[1]
         )

@@ -80,7 +80,7 @@ class KVCache:
 
 def block_bytes(model: Llama, page_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block over all layers, of a rank's KV heads."""
-    config, kv_heads = model.config, model.group.kv_share(model.config.num_key_value_heads)
+    config, kv_heads = model.config, model.group.share(model.config.num_key_value_heads)
     return config.num_hidden_layers * 2 * page_size * kv_heads * config.head_dim * dtype.itemsize
 
 
@@ -88,7 +88,7 @@ def make_cache(
     model: Llama, blocks: int, page_size: int, dtype: torch.dtype, host_blocks: int = 0, device: str = "cpu"
 ) -> KVCache:
     """Allocate. UserError when the device has not enough memory: it says for how many blocks there would be room."""
-    config, kv_heads = model.config, model.group.kv_share(model.config.num_key_value_heads)
+    config, kv_heads = model.config, model.group.share(model.config.num_key_value_heads)
     shape = (config.num_hidden_layers, 2, blocks, page_size, kv_heads, config.head_dim)
     each = block_bytes(model, page_size, dtype)
     try:

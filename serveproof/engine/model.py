@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, group: Group) -> None:
         super().__init__()
-        self.heads, self.kv_heads = group.share(config.num_attention_heads), group.kv_share(config.num_key_value_heads)
+        self.heads, self.kv_heads = group.share(config.num_attention_heads), group.share(config.num_key_value_heads)
         self.head_dim, self.group = config.head_dim, group
         self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)

@@ -35,11 +35,10 @@ class Group:
     direct: Sum | None = None
 
     def share(self, count: int) -> int:
-        """A rank's share of `count` heads, columns or words; `check` has seen to it that it divides."""
-        return count // self.world
+        """A rank's share of `count` heads, columns or words; `check` has seen to it that it divides.
 
-    def kv_share(self, count: int) -> int:
-        """A rank's share of `count` KV heads: where there are more ranks than heads, one that other ranks hold too."""
+        Of KV heads fewer than ranks it is one, which other ranks hold too.
+        """
         return max(count // self.world, 1)
 
     def piece(self, pieces: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,9 @@ import msgspec
 import pytest
 import torch
 
-from serveproof.engine.config import parse_config
+from serveproof.engine.config import read_config
 from serveproof.engine.loader import load_model, random_model
+from serveproof.engine.model import Llama
 from serveproof.engine.parallel import Group
 from serveproof.errors import UserError
 from serveproof.serving_results import TensorParallelRecord
@@ -39,17 +39,21 @@ def test_two_ranks_equal_one(family: str, kv_heads: int, tiny_llama: Callable[..
     assert "rank 1 of 2" in both[0][1]
 
 
+def loads_of(directory: Path) -> tuple[Callable[[Group], Llama], ...]:
+    """A rank's share of a checkpoint, and of a model of its shape by a seed."""
+    config = read_config(directory / "config.json")
+    return (
+        lambda group: load_model(directory, group=group),
+        lambda group: random_model(config, 3, torch.float32, group=group),
+    )
+
+
 @pytest.mark.parametrize("experts", [False, True])
 def test_shares_put_together_are_the_whole(experts: bool, tiny_llama: Callable[..., Any]) -> None:
     """From a checkpoint and from a seed: the ranks' matrices side by side are one rank's."""
     more = {"family": "Mixtral", "num_local_experts": 3} if experts else {}
     directory, _ = tiny_llama(**EVEN, **more)
-    config = parse_config(json.loads((directory / "config.json").read_text()))
-    loads = (
-        lambda group: load_model(directory, group=group),
-        lambda group: random_model(config, 3, torch.float32, group=group),
-    )
-    for load in loads:
+    for load in loads_of(directory):
         whole = load(Group()).state_dict()
         parts = [load(Group(rank, 2)).state_dict() for rank in range(2)]
         for name, tensor in whole.items():
@@ -67,12 +71,7 @@ def test_shares_put_together_are_the_whole(experts: bool, tiny_llama: Callable[.
 
 def test_more_ranks_than_kv_heads_hold_the_one_of_their_query_heads(tiny_llama: Callable[..., Any]) -> None:
     directory, _ = tiny_llama(**EVEN)
-    config = parse_config(json.loads((directory / "config.json").read_text()))
-    loads = (
-        lambda group: load_model(directory, group=group),
-        lambda group: random_model(config, 3, torch.float32, group=group),
-    )
-    for load in loads:
+    for load in loads_of(directory):
         whole = load(Group()).layers[0].self_attn
         for rank, kv_head in enumerate((0, 0, 1, 1)):
             own = load(Group(rank, 4)).layers[0].self_attn
