@@ -19,6 +19,8 @@ from serveproof.errors import UserError
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
+pytest_plugins = ["tests.host_stalls"]
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test-cache"
 

@@ -96,7 +96,9 @@ def measured(root: Path, fault: str = "", processes: int = 2, rounds: int = 2) -
     return case
 
 
+@pytest.mark.timed
 def test_a_20_percent_slowdown_regresses_and_an_a_a_run_does_not(toy: Path) -> None:
+    (toy / "expectations_cpu.json").unlink(missing_ok=True)
     first = measured(toy, processes=4, rounds=12)
     assert first.status == "passed"
     assert first.speedup is not None

@@ -10,12 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from serveproof.load_test import metrics, processes, wire
+from serveproof.load_test import wire
 from serveproof.load_test.null_server import Behaviour
 from serveproof.load_test.outcomes import ClientJob, Planned
-from serveproof.load_test.processes import Driven
 
-TRIES = 4
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -54,13 +52,3 @@ def job() -> Callable[..., ClientJob]:
         return ClientJob(base + wire.PATHS[route], requests, timeout_s, **changes)  # type: ignore[arg-type]
 
     return make
-
-
-def driven_calmly(job: Callable[[], ClientJob]) -> Driven:
-    """Driven again where the client says of itself that it was late: those latencies are a busy machine's."""
-    for _ in range(TRIES):
-        driven = processes.drive(job())
-        served = metrics.served(driven.outcomes, driven.planned, driven.start_ns)
-        if not metrics.why_invalid(served, driven.loop_lag_ms):
-            break
-    return driven

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from serveproof.load_test import metrics, processes
 from serveproof.load_test.outcomes import ClientJob
 from serveproof.load_test.processes import Driven
 from serveproof.load_test.run_figures import Run, summarize
-from tests.load_test.conftest import driven_calmly
 
 Start = Callable[..., str]
 Job = Callable[..., ClientJob]
 SLO = Slo(2000.0, 100.0)
+pytestmark = pytest.mark.timed
 
 
 def run(job: ClientJob, number: int = 1) -> Run:
@@ -33,7 +34,7 @@ def endings(driven: Driven) -> Counter[str]:
 @pytest.mark.parametrize("usage", ["continuous", "last", "none"])
 def test_known_latencies_are_recovered(null_server: Start, job: Job, route: str, usage: str) -> None:
     base = null_server(first_token_ms=80, gap_ms=20, usage=usage)
-    driven = driven_calmly(lambda: job(base, 30, 60, tokens=6, route=route))
+    driven = processes.drive(job(base, 30, 60, tokens=6, route=route))
     served = metrics.served(driven.outcomes, driven.planned, driven.start_ns)
     assert endings(driven) == {"ok": 30}
     assert {one.output_tokens for one in served} == {6}
@@ -47,7 +48,7 @@ def test_known_latencies_are_recovered(null_server: Start, job: Job, route: str,
 
 def test_tokens_that_come_together_are_counted_by_usage(null_server: Start, job: Job) -> None:
     base = null_server(tokens_per_chunk=4, gap_ms=30)
-    driven = driven_calmly(lambda: job(base, 6, 50, tokens=12))
+    driven = processes.drive(job(base, 6, 50, tokens=12))
     served = metrics.served(driven.outcomes, driven.planned, driven.start_ns)
     assert {one.output_tokens for one in served} == {12}
     assert {len(one.gaps_ms) for one in served} == {2}
@@ -77,7 +78,7 @@ def test_every_fault_ends_as_what_it_is(null_server: Start, job: Job) -> None:
 
 def test_a_slow_first_token_and_a_stall_land_in_their_own_figures(null_server: Start, job: Job) -> None:
     base = null_server(first_token_ms=5, gap_ms=5, slow_every=10, slow_first_token_ms=300, stall_every=7, stall_ms=200)
-    driven = driven_calmly(lambda: job(base, 40, 100, tokens=8))
+    driven = processes.drive(job(base, 40, 100, tokens=8))
     served = {one.number: one for one in metrics.served(driven.outcomes, driven.planned, driven.start_ns)}
     assert served[10].ttft_ms is not None
     assert 295 <= served[10].ttft_ms < 330
@@ -98,7 +99,7 @@ def test_a_frozen_server_can_not_hide_what_waited(null_server: Start, job: Job) 
     """The trap of coordinated omission: the server stops for half a second in two. A client that waits for answers
     before it sends sees one slow request in a hundred; those who came in that half second all waited."""
     freeze = {"first_token_ms": 1, "freeze_at_s": 0.5, "freeze_ms": 500}
-    driven = driven_calmly(lambda: job(null_server(**freeze), 200, 100, tokens=2))
+    driven = processes.drive(job(null_server(**freeze), 200, 100, tokens=2))
     ttft = metrics.values(metrics.served(driven.outcomes, driven.planned, driven.start_ns), "ttft")
     # 50 of 200 arrived while it stood: their waits go evenly from 500 ms down to 0
     assert np.quantile(ttft, 0.5) < 30
@@ -140,7 +141,9 @@ def test_refusals_are_answers_and_not_good(null_server: Start, job: Job) -> None
 
 def test_a_late_client_makes_its_run_invalid(null_server: Start, job: Job) -> None:
     base = null_server()
-    driven = driven_calmly(lambda: job(base, 100, 200, tokens=1))
+    driven = replace(processes.drive(job(base, 100, 200, tokens=1)), loop_lag_ms=[0.0])
+    for one in driven.outcomes:
+        one.sent_ns = one.intended_ns
     assert summarize(driven, 1, 0.5, SLO).record.valid
     for one in driven.outcomes[:4]:
         one.sent_ns = one.intended_ns + 30_000_000

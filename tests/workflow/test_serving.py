@@ -9,9 +9,9 @@ import pytest
 
 from serveproof.load_records import LoadRecord, SweepRecord
 from serveproof.results import Judgement, read
-from tests.load_test.conftest import TRIES
 from tests.workflow.conftest import Checkout, error_line
 
+TRIES = 4
 ASKED = {
     "pairs": "[flash_sdp]",
     "serving": "{mode: load_test, duration_s: 2, slo: '2000:200', prompts: 'fixed:8', outputs: 'fixed:4', "
@@ -43,6 +43,7 @@ def made_calmly(checkout: Checkout, folder: Path) -> None:
     pytest.fail(f"the client was late {TRIES} times: {files}")
 
 
+@pytest.mark.timed(tries=1)
 def test_load_tests_are_made_judged_and_drawn(checkout: Checkout) -> None:
     with_fake_server(checkout)
     folder = checkout.results / "cpu" / "serving"
