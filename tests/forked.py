@@ -8,21 +8,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from serveproof.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 Begun = list[tuple[multiprocessing.process.BaseProcess, Path]]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "serveproof.distributed.equality"])
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _rank(script: str, arguments: list[str], place: dict[str, str], said: Path) -> None:

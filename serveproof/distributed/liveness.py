@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from serveproof.distributed.group import Ranks, joined
 from serveproof.distributed.heartbeat import SILENCE_S
 from serveproof.distributed_records import RankedCase, RankedFigure
+from serveproof.ports import free_port
 from serveproof.results import Estimate
 
 # where no connection breaks the heartbeat alone tells, as the scripts have it
@@ -35,13 +35,6 @@ def child(device: str) -> None:
         while True:
             dist.all_reduce(x.fill_(1.0))
             ranks.synchronize()
-
-
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as found:
-        found.bind(("", 0))
-        return int(found.getsockname()[1])
 
 
 def _start(ranks: Ranks, port: int) -> subprocess.Popen[bytes]:

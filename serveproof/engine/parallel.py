@@ -45,6 +45,14 @@ class Group:
         """Which of a matrix's `pieces` a rank holds: neighbours hold the same one where there are more ranks."""
         return self.rank * pieces // self.world
 
+    def least(self, count: int) -> int:
+        """The smallest of every rank's counts, at every rank."""
+        if self.world == 1:
+            return count
+        found = torch.tensor(count)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        return int(found)
+
     @partial(ranged, "all_reduce")
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of every rank's x, at every rank."""

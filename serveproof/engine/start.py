@@ -79,4 +79,5 @@ def _blocks(model: Llama, settings: Settings, longest: int, dtype: torch.dtype) 
     most = settings.max_running * -(-longest // settings.page_size) + 1
     on_cuda = settings.device == "cuda"
     free_bytes = int(torch.cuda.mem_get_info()[0] * settings.memory_share) if on_cuda else CPU_CACHE_BYTES
-    return min(most, blocks_for(free_bytes, model, settings.page_size, dtype))
+    # ranks that schedule alike need as many blocks as each other
+    return min(most, blocks_for(model.group.least(free_bytes), model, settings.page_size, dtype))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from serveproof.errors import UserError
 from serveproof.load_records import Slo
+from serveproof.ports import free_port
 
 SERVER_COMMAND: tuple[str, ...] = (sys.executable, "-m", "serveproof.server")
 # A name that a config can choose -> the options that make a server so. {waiting} is how many may wait at most.
@@ -46,13 +46,6 @@ def options_of(variant: str, slo: Slo, capacity_per_s: float | None) -> tuple[st
         raise UserError(f"server '{variant}': its queue is sized by the capacity; give --capacity or --rate")
     waiting = max(1, int((capacity_per_s or 0.0) * slo.ttft_ms / 1e3 / 2))
     return tuple(one.format(waiting=waiting) for one in options)
-
-
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def healthy(base_url: str) -> bool:

@@ -76,6 +76,7 @@ def options() -> argparse.ArgumentParser:
     )
     made.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     made.add_argument("--threads", type=int, help="of torch; OMP_NUM_THREADS or all by default")
+    made.add_argument("--tensor-parallel", type=int, default=1, help="ranks that share the model, on a GPU each")
     made.add_argument("--dtype", choices=COMPUTE, default="bf16")
     made.add_argument("--weights", choices=WEIGHTS, help="8 or 4 bits for the linear layers")
     made.add_argument("--cache-dtype", choices=CACHES)
@@ -131,13 +132,14 @@ def model_of(path: Path, name: str) -> Model:
 def work(given: argparse.Namespace) -> None:
     if min(given.max_queue, given.drain_s) < 0 or given.max_body_bytes < 1:
         raise UserError("--max-queue and --drain-s must be 0 or more and --max-body-bytes 1 or more")
+    if given.tensor_parallel < 1:
+        raise UserError(f"--tensor-parallel is {given.tensor_parallel}; it must be 1 or more")
     path = find_model(given.model)
     model = model_of(path, given.served_model_name)
     threads = given.threads or int(os.environ.get("OMP_NUM_THREADS", 0)) or os.cpu_count() or 1
     metrics = EngineMetrics(model.name)
-    client = EngineClient(
-        Job(given.model, settings_of(given), threads), given.stall_s, lambda batch: observe(metrics, batch)
-    )
+    job = Job(given.model, settings_of(given), threads, given.tensor_parallel)
+    client = EngineClient(job, given.stall_s, lambda batch: observe(metrics, batch))
     gate = Gate(given.max_running + given.max_queue)
     app = make_app(model, client, gate, metrics)
     guard = Guard(

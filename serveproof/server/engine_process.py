@@ -1,18 +1,22 @@
-"""The process that holds the engine: python -m serveproof.server.engine_process FILE_DESCRIPTOR JOB.
+"""The process that holds the engine: python -m serveproof.server.engine_process FILE_DESCRIPTOR JOB [RANK].
 
 It takes requests from the socket between steps, steps while there is work, and sends what each step brought. It never
-outlives the server.
+outlives the server. Of several ranks it is rank 0, and those with a RANK are its own children.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import os
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,6 +25,7 @@ from serveproof.engine.engine import Engine, Output
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
 from serveproof.engine.loader import load_or_draw
+from serveproof.engine.parallel import SINGLE, Group
 from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.hardware.start import start_torch
@@ -29,68 +34,132 @@ from serveproof.server.frames import EngineEnd
 from serveproof.server.tokens import load_tokenizer_of
 from serveproof.server.wire import HEARTBEAT_S, Abort, Add, Batch, Failed, Job, Ready, ToEngine
 
+if TYPE_CHECKING:
+    from serveproof.server.ranks import Followers
+
 _ENCODE = msgspec.msgpack.Encoder().encode
 _DECODER = msgspec.msgpack.Decoder(ToEngine)
 
 
-def start(job: Job) -> Engine:
-    """The engine of a job: real weights of a directory, or random ones in a shape."""
+def start(job: Job, group: Group = SINGLE) -> Engine:
+    """The engine of a job, or a rank's: real weights of a directory, or random ones in a shape."""
     settings = job.settings
-    start_torch(settings.device, job.threads)
+    start_torch(settings.device, max(1, job.threads // group.world))
     path = find_model(job.model)
-    model = load_or_draw(path, 0, DTYPES[settings.dtype], settings.device)
+    model = load_or_draw(path, 0, DTYPES[settings.dtype], settings.device, group)
     prepare_(model, settings.weights)
     tokenizer = load_tokenizer_of(path, model.config.vocab_size)
-    return start_with(model, settings, tokenizer, lambda text: print(text, file=sys.stderr, flush=True))
+    return start_with(model, settings, tokenizer, say if group.rank == 0 else lambda _: None)
 
 
-def take(engine: Engine, message: Add | Abort, refused: dict[str, str]) -> None:
-    """Do what one message asks; a request that can't be served is put among the refused, with the reason."""
-    if isinstance(message, Abort):
-        for request_id in message.request_ids:
-            engine.abort(request_id)
-        return
-    try:
-        engine.add(
-            message.request_id, message.prompt, message.params, message.tenant, message.priority, message.ttft_target_s
-        )
-    except UserError as error:
-        refused[message.request_id] = str(error)
+def say(text: str) -> None:
+    """Into the server's log."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def serve(engine: Engine, end: EngineEnd) -> None:
-    """Take, step, send, until the server is gone."""
-    said = 0.0
+def take(engine: Engine, messages: Sequence[Add | Abort]) -> dict[str, str]:
+    """Do what they ask; the requests that can't be served, each with the reason."""
+    refused = {}
+    for message in messages:
+        if isinstance(message, Abort):
+            for request_id in message.request_ids:
+                engine.abort(request_id)
+            continue
+        try:
+            engine.add(
+                message.request_id,
+                message.prompt,
+                message.params,
+                message.tenant,
+                message.priority,
+                message.ttft_target_s,
+            )
+        except UserError as error:
+            refused[message.request_id] = str(error)
+    return refused
+
+
+def serve(engine: Engine, end: EngineEnd, followers: Followers | None = None) -> None:
+    """Take, tell the other ranks, step, send, until the server is gone."""
+    said, outputs = 0.0, list[Output]()
     while True:
-        refused: dict[str, str] = {}
-        for message in end.messages(0 if engine.busy else HEARTBEAT_S):
-            take(engine, _DECODER.decode(message), refused)
-        outputs: list[Output] = engine.step() if engine.busy else []
+        messages = [_DECODER.decode(one) for one in end.messages(0 if engine.busy else HEARTBEAT_S)]
+        if followers is not None and (messages or engine.busy):
+            messages = followers.tell(engine, messages, outputs)
+        refused = take(engine, messages)
+        outputs = engine.step() if engine.busy else []
         now = time.monotonic()
         if outputs or refused or now - said >= HEARTBEAT_S:
             end.send(_ENCODE(Batch(outputs, engine.snapshot(), refused)))
             said = now
 
 
+@contextlib.contextmanager
+def engine_of_ranks(job: Job, text: str, end: EngineEnd, ready: threading.Event) -> Iterator[tuple[Engine, Followers]]:
+    """Rank 0's engine, the others started; this process ends with any of theirs."""
+    from serveproof.server import ranks
+
+    def lost(what: str) -> None:
+        if not ready.is_set():
+            end.send(_ENCODE(Failed(f"{what} while the engine started; its log says why")))
+        say(f"serveproof: the engine's {what}: all ranks end")
+        os._exit(1)  # the main thread may be inside a collective that never ends
+
+    ranks.check(job)
+    followers = ranks.Followers(job.ranks, text, lost)
+    with ranks.shared(job.settings, lambda group: start(job, group)) as engine:
+        yield engine, followers
+
+
+def follow(job: Job, end: EngineEnd) -> None:
+    """A rank other than 0: does what rank 0 does, until that is gone."""
+    from serveproof.server import ranks
+
+    try:
+        with ranks.shared(job.settings, lambda group: start(job, group)) as engine:
+            outputs = list[Output]()
+            for messages in ranks.turns(end, engine, outputs):
+                take(engine, messages)
+                outputs[:] = engine.step() if engine.busy else []
+    except UserError:
+        # every rank was told, and rank 0 tells the server: it would take this process's end for the reason
+        signal.pause()
+
+
+def lead(job: Job, text: str, end: EngineEnd) -> None:
+    """Start, say Ready or Failed, serve until the server is gone."""
+    ready = threading.Event()
+    with contextlib.suppress(EOFError, BrokenPipeError), contextlib.ExitStack() as stack:
+        try:
+            if job.ranks == 1:
+                engine, followers = start(job), None
+            else:
+                engine, followers = stack.enter_context(engine_of_ranks(job, text, end, ready))
+        except UserError as error:
+            end.send(_ENCODE(Failed(str(error))))
+            raise SystemExit(2) from None
+        except Exception as error:
+            traceback.print_exc()
+            end.send(_ENCODE(Failed(f"{type(error).__name__}: {error}".splitlines()[0])))
+            raise SystemExit(1) from None
+        ready.set()
+        end.send(_ENCODE(Ready(engine.scheduler.limits.max_model_len)))
+        serve(engine, end, followers)
+
+
 def main() -> None:
-    """Start, say Ready or Failed, serve until killed."""
+    """A rank's life, to which only SIGKILL puts an end."""
     die_with_parent()
     # Ctrl-C goes to the whole group: the server drains first and ends this process itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     end = EngineEnd(socket.socket(fileno=int(sys.argv[1])))
-    try:
-        engine = start(msgspec.json.decode(base64.b64decode(sys.argv[2]), type=Job))
-    except UserError as error:
-        end.send(_ENCODE(Failed(str(error))))
-        raise SystemExit(2) from None
-    except Exception as error:
-        traceback.print_exc()
-        end.send(_ENCODE(Failed(f"{type(error).__name__}: {error}".splitlines()[0])))
-        raise SystemExit(1) from None
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        end.send(_ENCODE(Ready(engine.scheduler.limits.max_model_len)))
-        serve(engine, end)
+    text = sys.argv[2]
+    job = msgspec.json.decode(base64.b64decode(text), type=Job)
+    if len(sys.argv) > 3:
+        follow(job, end)
+    else:
+        lead(job, text, end)
 
 
 if __name__ == "__main__":

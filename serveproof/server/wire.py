@@ -10,11 +10,12 @@ from serveproof.engine.settings import Settings
 
 
 class Job(msgspec.Struct):
-    """How the engine's process is started: the model's path and how to serve it. threads: of torch."""
+    """How the engine is started: the model's path and how to serve it. threads: of torch, all ranks together."""
 
     model: str
     settings: Settings
     threads: int = 1
+    ranks: int = 1
 
 
 class Add(msgspec.Struct, tag="add"):
@@ -32,6 +33,17 @@ class Abort(msgspec.Struct, tag="abort"):
     """Forget requests; those that are not there are no error."""
 
     request_ids: list[str]
+
+
+class Turn(msgspec.Struct):
+    """What rank 0 tells the others before a step: what the server sent it since the one before, and when it took it.
+
+    brought: a checksum of what the step before brought rank 0; theirs must be the same.
+    """
+
+    messages: list[Add | Abort]
+    taken_s: float
+    brought: int
 
 
 class Ready(msgspec.Struct, tag="ready"):

@@ -14,12 +14,13 @@ import torch.distributed as dist
 
 from serveproof.distributed.heartbeat import Heartbeat
 from serveproof.distributed_records import RankedRecord
+from serveproof.ports import free_port
 from tests import forked
 from tests.distributed.conftest import Started, ended
 
 
 def test_two_nodes_of_one_rank_each_meet_over_loopback(start: Started, tmp_path: Path) -> None:
-    master = f"127.0.0.1:{forked.free_port()}"
+    master = f"127.0.0.1:{free_port()}"
     out = tmp_path / "record.json"
     both = [
         start(

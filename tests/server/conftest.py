@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from serveproof.engine.engine import Engine
 from serveproof.engine.loader import load_model
 from serveproof.engine.settings import Settings
 from serveproof.engine.start import start_with
+from serveproof.ports import free_port
 from serveproof.server.tokens import load_tokenizer_of
 
 pytest.importorskip("fastapi")
@@ -82,9 +82,7 @@ class Server:
 @contextmanager
 def serving(model: Path, folder: Path, *options: str, **variables: str) -> Iterator[Server]:
     """A server of `model`, healthy; it must end with 0 on SIGTERM."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     log = folder / "server.log"
     command = [sys.executable, "-m", "serveproof.server", "--model", str(model), "--port", str(port), "--dtype", "fp32"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
@@ -102,21 +100,25 @@ def serving(model: Path, folder: Path, *options: str, **variables: str) -> Itera
         process.wait()
 
 
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama with a chat template; its tokens are the words w0 to w96."""
+def tiny_model(folder: Path, vocabulary: int) -> Path:
+    """A random Llama with a chat template; its tokens are the words w0, w1, ..., the last ends an answer."""
     import transformers
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6,
+        vocab_size=vocabulary, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6,
         num_key_value_heads=2, max_position_embeddings=LONGEST, tie_word_embeddings=True, initializer_range=0.2,
-        eos_token_id=96,
+        eos_token_id=vocabulary - 1,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("model") / "tiny"
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests."""
+    return tiny_model(tmp_path_factory.mktemp("model") / "tiny", VOCABULARY)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import pytest
 
 from serveproof.engine.engine import Engine
 from serveproof.engine.sequence import SamplingParams
+from serveproof.ports import free_port
 from tests.server.conftest import Server, post
 
 PROMETHEUS = pytest.mark.skipif(
@@ -42,9 +42,7 @@ def test_promtool_finds_no_fault_with_the_metrics(served: Server) -> None:
 
 @PROMETHEUS
 def test_prometheus_scrapes_the_server(served: Server, tmp_path: Path) -> None:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     target = served.url.removeprefix("http://")
     scrape = {"job_name": "serveproof", "scrape_interval": "200ms", "static_configs": [{"targets": [target]}]}
     (tmp_path / "prometheus.yml").write_text(json.dumps({"scrape_configs": [scrape | {"scrape_timeout": "200ms"}]}))

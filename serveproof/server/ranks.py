@@ -1,0 +1,113 @@
+"""The engine over several ranks of this host, tensor parallel: every rank runs the same schedule on its share.
+
+The engine's process is rank 0 and starts the others. Before each step it sends them what the server sent, so that all
+queue the same requests at the same times; the step's own collectives keep them together. When one of the processes
+ends, all end, and the server starts the engine again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import msgspec
+import torch
+
+from serveproof.distributed.direct import direct_sum
+from serveproof.distributed.group import SharedError, joined
+from serveproof.engine.engine import Engine, Output
+from serveproof.engine.kv_cache import DTYPES
+from serveproof.engine.parallel import Group
+from serveproof.engine.settings import Settings
+from serveproof.errors import UserError
+from serveproof.ports import free_port
+from serveproof.server.frames import EngineEnd
+from serveproof.server.wire import Abort, Add, Job, Turn
+
+_ENCODE = msgspec.msgpack.Encoder().encode
+_DECODER = msgspec.msgpack.Decoder(Turn)
+WAIT_S = 1.0
+
+
+class Followers:
+    """The other ranks' processes, as rank 0 has them: started with the same job, and told of every turn."""
+
+    def __init__(self, ranks: int, job: str, lost: Callable[[str], object]) -> None:
+        """lost: told when one has ended, in a thread of its own; it must end this process."""
+        # those that torchrun or a cluster may have set are of other ranks than these
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **_place(0, ranks)}
+        self.ends = [self._start(rank, ranks, job, lost) for rank in range(1, ranks)]
+
+    def _start(self, rank: int, ranks: int, job: str, lost: Callable[[str], object]) -> EngineEnd:
+        own, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "serveproof.server.engine_process", str(theirs.fileno()), job, str(rank)]
+        with theirs:
+            process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=os.environ | _place(rank, ranks))
+        watch = threading.Thread(target=lambda: lost(f"rank {rank} ended with code {process.wait()}"), daemon=True)
+        watch.start()
+        return EngineEnd(own)
+
+    def tell(self, engine: Engine, messages: Sequence[Add | Abort], outputs: Sequence[Output]) -> list[Add | Abort]:
+        """Before a step, tell the others what came and what the step before brought; what to take here."""
+        turn = Turn([_seeded(one) for one in messages], engine.clock(), _checksum(outputs))
+        for end in self.ends:
+            end.send(_ENCODE(turn))
+        return turn.messages
+
+
+def _place(rank: int, ranks: int) -> dict[str, str]:
+    """In torchrun's variables."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    return {name: str(value) for name, value in numbers.items()}
+
+
+def turns(end: EngineEnd, engine: Engine, outputs: Sequence[Output]) -> Iterator[Sequence[Add | Abort]]:
+    """What to take before each step, as rank 0 tells it; requests arrive by its clock. `outputs`: of this rank's step
+    before. EOFError when rank 0 is gone; RuntimeError once the two no longer compute the same."""
+    while True:
+        for turn in map(_DECODER.decode, end.messages(WAIT_S)):
+            if turn.brought != _checksum(outputs):
+                raise RuntimeError(f"after step {engine.steps} this rank's tokens are others than rank 0's")
+            engine.clock = partial(float, turn.taken_s)
+            yield turn.messages
+
+
+@contextmanager
+def shared(settings: Settings, start: Callable[[Group], Engine]) -> Iterator[Engine]:
+    """This rank's engine, among the others'. UserError at every rank for what is refused at any."""
+    with joined(settings.device, {}) as ranks:
+        direct, how = direct_sum(ranks, DTYPES[settings.dtype])
+        if ranks.rank == 0:
+            print(how, file=sys.stderr, flush=True)
+        try:
+            engine = ranks.together(lambda: start(replace(ranks.group, direct=direct)))
+        except SharedError as error:
+            raise UserError(str(error)) from None  # a SharedError would end rank 0 before it has told the server
+        yield engine
+
+
+def check(job: Job) -> None:
+    """UserError where there are fewer GPUs than ranks."""
+    if job.settings.device == "cuda" and job.ranks > torch.cuda.device_count():
+        raise UserError(f"--tensor-parallel {job.ranks}: {torch.cuda.device_count()} GPUs are visible; ask for as many")
+
+
+def _seeded(message: Add | Abort) -> Add | Abort:
+    """With a seed, so that all ranks draw the same tokens."""
+    if isinstance(message, Abort) or message.params.seed is not None:
+        return message
+    return msgspec.structs.replace(message, params=replace(message.params, seed=secrets.randbits(63)))
+
+
+def _checksum(outputs: Sequence[Output]) -> int:
+    return zlib.crc32(_ENCODE([(one.request_id, one.tokens, one.finish_reason) for one in outputs]))
