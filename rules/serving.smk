@@ -17,12 +17,14 @@ LOAD_OPTIONS = (
     " --key {wildcards.hardware:q} --model {params.model:q} --prompts {params.prompts:q} --outputs {params.outputs:q}"
     " --long-tokens {params.long_tokens} --slo {params.slo:q} --duration {params.duration_s}"
     " --price-per-hour {params.price_per_hour} --threads {params.threads} --seed {params.seed}"
-    " --hardware {input.hardware:q} --server-options={params.server_options:q} --log {log:q}"
+    " --hardware {input.hardware:q} --server-options={params.server_options:q}"
+    " --tensor-parallel {params.tensor_parallel} --log {log:q}"
 )
 LOAD_PARAMS = {
     name: serving_of(name)
     for name in (
         "server_options",
+        "tensor_parallel",
         "prompts",
         "outputs",
         "long_tokens",

@@ -90,7 +90,7 @@ def one_scenario(arguments: argparse.Namespace, setting: Setting, name: str, rat
         gpus=setting.gpus,
         slo=setting.target.slo,
         seed=arguments.seed,
-        axes={**setting.workload.told(), "model": setting.workload.model, "duration_s": arguments.duration},
+        axes=setting.axes(arguments.duration),
         runs=[run.record for run in runs],
         figures=figures(runs, arguments.timeout),
         provenance=collect(ROOT),

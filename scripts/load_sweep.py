@@ -53,7 +53,7 @@ def work(arguments: argparse.Namespace) -> None:
             highest_rate_per_s=highest,
             points=points,
             gpus=setting.gpus,
-            axes={**setting.workload.told(), "model": setting.workload.model, "duration_s": arguments.duration},
+            axes=setting.axes(arguments.duration),
             provenance=collect(ROOT),
         )
     if arguments.out:

@@ -56,7 +56,7 @@ def work(arguments: argparse.Namespace) -> None:
         ranks = pairs.uses_every_gpu(arguments.pair)
         # The host's clock counts launches, which a job on another GPU would slow.
         alone = ranks or any(case.clock == "host" for case in good)
-        with lease(device, every=alone) as held, bar:
+        with lease(device, gpus=None if alone else 1) as held, bar:
             job = Job(
                 mode="time",
                 pair=arguments.pair,

@@ -46,7 +46,7 @@ def work(arguments: argparse.Namespace) -> None:
     raw: dict[str, object] = {}
     device = device_of(arguments.key)
     if good and options.mode != "none":
-        with lease(device, every=pairs.uses_every_gpu(arguments.pair)) as held:
+        with lease(device, gpus=None if pairs.uses_every_gpu(arguments.pair) else 1) as held:
             job = Job(
                 mode="profile",
                 pair=arguments.pair,

@@ -29,7 +29,7 @@ def work(arguments: argparse.Namespace) -> None:
     require(arguments.key)
     device = device_of(arguments.key)
     every = pairs.uses_every_gpu(arguments.pair)
-    with lease(device, every=every) as held:
+    with lease(device, gpus=None if every else 1) as held:
         job = Job(
             mode="verify",
             pair=arguments.pair,

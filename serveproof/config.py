@@ -222,13 +222,19 @@ def resolve(config: dict[str, Any], root: Path = pairs.ROOT, cores: int | None =
     _check_windows(config["perplexity"], min(tokens.values()), config["text"])
     names = _chosen_pairs(config["pairs"], workloads, root)
     cases = {key: _cases(config["tiers"], one.device, names, workloads) for key, one in machines.items()}
-    serving = {key: _serving(config["serving"], one.device) for key, one in machines.items()}
+    serving = {key: _serving(config["serving"], key, one) for key, one in machines.items()}
     return Settings(machines=machines, cases=cases, tokens=tokens, serving=serving, values=config)
 
 
-def _serving(given: dict[str, Any], device: str) -> dict[str, Any]:
-    """The load test's settings on one device; what is `auto` follows the device."""
-    autos = {name: value for name, value in AUTO_SERVING[device].items() if given[name] == "auto"}
+def _serving(given: dict[str, Any], key: str, machine: Machine) -> dict[str, Any]:
+    """The load test's settings on one machine; what is `auto` follows its device."""
+    gpus = machine.gpu_request[1]
+    if machine.device == "cuda" and given["mode"] != "none" and given["tensor_parallel"] > gpus:
+        raise UserError(
+            f"serving.tensor_parallel: {given['tensor_parallel']} ranks want a GPU each, hardware {key} is {gpus}; "
+            f"choose {gpus} at most, or a key of more GPUs"
+        )
+    autos = {name: value for name, value in AUTO_SERVING[machine.device].items() if given[name] == "auto"}
     return given | autos
 
 

@@ -89,6 +89,16 @@ def test_a_bad_machine_is_one_line(machines: dict[str, Any], message: str) -> No
     assert str(caught.value).startswith("config/config.yaml")
 
 
+def test_a_server_has_no_more_ranks_than_its_key_has_gpus() -> None:
+    two = {"serving": GOOD["serving"] | {"tensor_parallel": 2}}
+    assert config.resolve(GOOD | two | {"hardware": "2x_h200"}).serving["2x_h200"]["tensor_parallel"] == 2
+    assert config.resolve(GOOD | two | {"hardware": "cpu"}).serving["cpu"]["tensor_parallel"] == 2
+    with pytest.raises(UserError, match="2 ranks want a GPU each, hardware h200 is 1"):
+        config.resolve(GOOD | two | {"hardware": "h200"})
+    off = {"serving": two["serving"] | {"mode": "none"}}
+    assert config.resolve(GOOD | off | {"hardware": "h200"}).serving["h200"]["mode"] == "none"
+
+
 def test_a_serving_setting_that_is_given_stays() -> None:
     given = GOOD | {"hardware": "cpu", "serving": GOOD["serving"] | {"duration_s": 3}}
     found = config.resolve(given).serving["cpu"]

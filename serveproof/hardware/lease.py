@@ -1,4 +1,4 @@
-"""A lease on the machine's CPU, on one GPU or on all: timed and heavy jobs hold it, so that they never overlap.
+"""A lease on the machine's CPU or on GPUs: timed and heavy jobs hold it, so that they never overlap.
 
 The lock is flock(2) on a file in the temporary folder: the kernel drops it when the holder dies, however it dies.
 Take the lease before the first CUDA call: a leased GPU becomes the only one the process sees.
@@ -50,16 +50,19 @@ def _take(device: str, choices: list[str], started: float, poll_s: float, limit_
 
 
 @contextmanager
-def lease(device: str, *, every: bool = False, poll_s: float = 0.2, limit_s: float = 3600.0) -> Iterator[list[str]]:
-    """Hold the CPU ('cpu'), one free GPU ('cuda') or every visible one; yields the names of the locks.
+def lease(device: str, *, gpus: int | None = 1, poll_s: float = 0.2, limit_s: float = 3600.0) -> Iterator[list[str]]:
+    """Hold the CPU ('cpu'), or on 'cuda' a GPU that is free, several, or (None) every visible one; yields the names of
+    the locks.
 
-    UserError when there is no such device, or after limit_s of waiting.
+    UserError when there is no such device, or not so many, or after limit_s of waiting.
     """
     names = ["cpu"] if device == "cpu" else [gpu.uuid for gpu in visible_gpus()]
     if not names:
         raise UserError("device cuda: no NVIDIA GPU is visible here; set `hardware: cpu` in config/config.yaml")
+    if device != "cpu" and (gpus or 0) > len(names):
+        raise UserError(f"device cuda: {gpus} GPUs are asked for, {len(names)} visible here; ask for fewer")
     # Several are taken one after another in one order for all, so that two jobs never wait for each other.
-    steps = [[name] for name in sorted(names)] if every else [names]
+    steps = [names] if gpus == 1 else [[name] for name in sorted(names)[:gpus]]
     started = time.monotonic()
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     held: list[tuple[str, int]] = []

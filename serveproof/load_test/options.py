@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serveproof import script
 from serveproof.errors import UserError
@@ -32,6 +33,12 @@ class Setting:
     command: str
     machine: str
     gpus: int
+    ranks: int
+
+    def axes(self, duration_s: float) -> dict[str, Any]:
+        """What the load is and what it is for: what an expectation is tied to. One rank is left out."""
+        ranks = {"tensor_parallel": self.ranks} if self.ranks > 1 else {}
+        return {**self.workload.told(), "model": self.workload.model, "duration_s": duration_s, **ranks}
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--server", help=f"{', '.join(server_process.VARIANTS)}; first_come by default. With --base-url a name for it"
     )
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="ranks of the server that --model starts")
     parser.add_argument("--server-options", default="", help="more options for the server, as one word list")
     parser.add_argument("--route", default="completions", choices=("completions", "chat"))
     parser.add_argument("--prompts", default="lognormal:48:0.6:128", help=f"prompt lengths: {lengths.FORMS}")
@@ -80,20 +88,24 @@ def opened(arguments: argparse.Namespace, capacity_per_s: float | None = None) -
     """
     if bool(arguments.model) == bool(arguments.base_url):
         raise UserError("give --model to start the server, or --base-url of one that runs; one of the two")
+    if arguments.tensor_parallel < 1 or (arguments.tensor_parallel > 1 and arguments.base_url):
+        raise UserError("--tensor-parallel is for the server that --model starts, and 1 or more")
     slo = slo_of(arguments.slo)
     sizes = lengths.parse(arguments.prompts, "--prompts"), lengths.parse(arguments.outputs, "--outputs")
     made = prompts.choose(arguments.model, arguments.text, arguments.route)
     server = arguments.server or ("external" if arguments.base_url else "first_come")
     own: tuple[str, ...] = ()
+    ranks = arguments.tensor_parallel
     if arguments.model:
-        own = (*server_process.options_of(server, slo, capacity_per_s), *arguments.server_options.split())
+        own = () if ranks == 1 else ("--tensor-parallel", str(ranks))
+        own += (*server_process.options_of(server, slo, capacity_per_s), *arguments.server_options.split())
     device = device_of(arguments.key)
     started = (
         nullcontext((arguments.base_url.rstrip("/"), "running already"))
         if arguments.base_url
         else server_process.started(arguments.model, own, arguments.log, arguments.threads)
     )
-    with nullcontext() if arguments.base_url else lease(device), started as (base_url, command):
+    with nullcontext() if arguments.base_url else lease(device, gpus=ranks), started as (base_url, command):
         api_key = os.environ.get(API_KEY, "")
         name = server_process.model_name(base_url, api_key)
         script.say(arguments.log, f"{name} at {base_url}")
@@ -104,4 +116,4 @@ def opened(arguments: argparse.Namespace, capacity_per_s: float | None = None) -
         workload = Workload(arguments.route, name, made, *sizes, arguments.long_tokens, arguments.seed)
         machine = read(arguments.hardware, HardwareRecord).name if arguments.hardware else arguments.key
         gpus = len(visible_gpus()) if device == "cuda" else 0
-        yield Setting(target, workload, server, command, machine, gpus)
+        yield Setting(target, workload, server, command, machine, gpus, ranks)

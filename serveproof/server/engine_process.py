@@ -116,7 +116,10 @@ def follow(job: Job, end: EngineEnd) -> None:
     from serveproof.server import ranks
 
     try:
-        with ranks.shared(job.settings, lambda group: start(job, group)) as engine:
+        with (
+            contextlib.suppress(EOFError),
+            ranks.shared(job.settings, lambda group: start(job, group)) as engine,
+        ):
             outputs = list[Output]()
             for messages in ranks.turns(end, engine, outputs):
                 take(engine, messages)

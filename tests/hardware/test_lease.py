@@ -65,7 +65,7 @@ def test_every_gpu_is_waited_for_and_visible(monkeypatch: pytest.MonkeyPatch) ->
     gpus = [key.Gpu(0, "GPU-b", "NVIDIA H200"), key.Gpu(1, "GPU-a", "NVIDIA H200")]
     monkeypatch.setattr(lease, "visible_gpus", lambda: gpus)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with lease.lease("cuda", every=True) as held:
+    with lease.lease("cuda", gpus=None) as held:
         assert held == ["GPU-a", "GPU-b"]
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-a"
         with pytest.raises(UserError, match="still leased"), lease.lease("cuda", poll_s=0.01, limit_s=0.05):
@@ -73,9 +73,24 @@ def test_every_gpu_is_waited_for_and_visible(monkeypatch: pytest.MonkeyPatch) ->
     with (
         lease.lease("cuda"),
         pytest.raises(UserError, match="still leased"),
-        lease.lease("cuda", every=True, poll_s=0.01, limit_s=0.05),
+        lease.lease("cuda", gpus=None, poll_s=0.01, limit_s=0.05),
     ):
         pass
     # what was taken before it gave up is free again
-    with lease.lease("cuda", every=True, limit_s=1) as held:
+    with lease.lease("cuda", gpus=None, limit_s=1) as held:
         assert len(held) == 2
+
+
+def test_several_gpus_are_taken_and_no_more_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [key.Gpu(number, f"GPU-{name}", "NVIDIA H200") for number, name in enumerate("cab")]
+    monkeypatch.setattr(lease, "visible_gpus", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with lease.lease("cuda", gpus=2) as held:
+        assert held == ["GPU-a", "GPU-b"]
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+        with lease.lease("cuda") as third:
+            assert third == ["GPU-c"]
+    with pytest.raises(UserError, match="4 GPUs are asked for, 3 visible"), lease.lease("cuda", gpus=4):
+        pass
+    with lease.lease("cpu", gpus=2) as held:
+        assert held == ["cpu"]

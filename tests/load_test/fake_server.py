@@ -19,6 +19,7 @@ def main() -> None:
     parser.add_argument("--policy", default="first_come")
     parser.add_argument("--max-queue", type=int, default=200)
     parser.add_argument("--token-budget", type=int)
+    parser.add_argument("--tensor-parallel", type=int)
     parser.add_argument("--no-chunked", action="store_true")
     parser.add_argument("--die", action="store_true")
     arguments = parser.parse_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ import pytest
 
 from serveproof.errors import UserError
 from serveproof.load_records import LoadRecord, SweepRecord
-from serveproof.load_test import server_process
+from serveproof.load_test import options, server_process
 from serveproof.results import read
 from serveproof.tables import REQUESTS_SCHEMA, TELEMETRY_SCHEMA
 
@@ -176,6 +177,19 @@ def test_a_closed_loop_can_be_asked_for(call: Callable[..., None], fake_server: 
     assert telemetry["under_way"].max() == 3
 
 
+def test_ranks_are_leased_started_and_told(
+    call: Callable[..., None], fake_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leased = []
+    monkeypatch.setattr(options, "lease", lambda device, gpus: leased.append((device, gpus)) or nullcontext())
+    call("inference_server_load_test", *small(fake_server, tmp_path / "o"), "--duration", 0.5, "--rate", 20,
+         "--scenario", "steady", "--tensor-parallel", 2)  # fmt: skip
+    record = read(tmp_path / "o" / "steady.json", LoadRecord)
+    assert leased == [("cpu", 2)]
+    assert "--tensor-parallel 2 --policy first_come" in record.server_command
+    assert record.axes["tensor_parallel"] == 2
+
+
 def test_a_server_that_runs_is_driven_in_chat_with_a_real_text(
     call: Callable[..., None], null_server: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -208,6 +222,8 @@ def test_bad_input_is_one_line(
     model = ("--model", fake_server)
     assert "one of the two" in main_error(load_script("load_sweep"), "--out", tmp_path / "sweep.json")
     assert "one of the two" in main_error(script, *model, "--base-url", "http://127.0.0.1:9")
+    assert "--tensor-parallel is for" in main_error(script, "--base-url", "http://x", "--tensor-parallel", 2)
+    assert "--tensor-parallel is for" in main_error(script, *model, "--tensor-parallel", 0)
     assert "there are steady" in main_error(script, *model, "--scenario", "calm")
     assert "there are first_come, fair" in main_error(script, *model, "--server", "slow", "--rate", 1)
     assert "give --capacity or --rate" in main_error(script, *model, "--server", "bounded")
