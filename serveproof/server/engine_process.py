@@ -81,13 +81,18 @@ def take(engine: Engine, messages: Sequence[Add | Abort]) -> dict[str, str]:
 
 def serve(engine: Engine, end: EngineEnd, followers: Followers | None = None) -> None:
     """Take, tell the other ranks, step, send, until the server is gone."""
-    said, outputs = 0.0, list[Output]()
+    said = 0.0
     while True:
         messages = [_DECODER.decode(one) for one in end.messages(0 if engine.busy else HEARTBEAT_S)]
-        if followers is not None and (messages or engine.busy):
-            messages = followers.tell(engine, messages, outputs)
-        refused = take(engine, messages)
-        outputs = engine.step() if engine.busy else []
+        outputs: list[Output] = []
+        refused: dict[str, str] = {}
+        if messages or engine.busy:
+            if followers is not None:
+                messages = followers.tell(engine, messages)
+            refused = take(engine, messages)
+            outputs = engine.step() if engine.busy else []
+            if followers is not None:
+                followers.brought = outputs
         now = time.monotonic()
         if outputs or refused or now - said >= HEARTBEAT_S:
             end.send(_ENCODE(Batch(outputs, engine.snapshot(), refused)))
@@ -101,7 +106,8 @@ def engine_of_ranks(job: Job, text: str, end: EngineEnd, ready: threading.Event)
 
     def lost(what: str) -> None:
         if not ready.is_set():
-            end.send(_ENCODE(Failed(f"{what} while the engine started; its log says why")))
+            with contextlib.suppress(OSError):  # the server may be gone
+                end.send(_ENCODE(Failed(f"{what} while the engine started; its log says why")))
         say(f"serveproof: the engine's {what}: all ranks end")
         os._exit(1)  # the main thread may be inside a collective that never ends
 
@@ -120,10 +126,10 @@ def follow(job: Job, end: EngineEnd) -> None:
             contextlib.suppress(EOFError),
             ranks.shared(job.settings, lambda group: start(job, group)) as engine,
         ):
-            outputs = list[Output]()
-            for messages in ranks.turns(end, engine, outputs):
-                take(engine, messages)
-                outputs[:] = engine.step() if engine.busy else []
+            brought: list[Output] = []
+            for turn in ranks.turns(end):
+                take(engine, ranks.heed(turn, engine, brought))
+                brought = engine.step() if engine.busy else []
     except UserError:
         # every rank was told, and rank 0 tells the server: it would take this process's end for the reason
         signal.pause()

@@ -39,13 +39,17 @@ WAIT_S = 1.0
 
 
 class Followers:
-    """The other ranks' processes, as rank 0 has them: started with the same job, and told of every turn."""
+    """The other ranks' processes, as rank 0 has them: started with the same job, and told of every turn.
+
+    brought: what rank 0's last turn brought it.
+    """
 
     def __init__(self, ranks: int, job: str, lost: Callable[[str], object]) -> None:
         """lost: told when one has ended, in a thread of its own; it must end this process."""
         # those that torchrun or a cluster may have set are of other ranks than these
         os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **_place(0, ranks)}
+        self.brought: Sequence[Output] = []
         self.ends = [self._start(rank, ranks, job, lost) for rank in range(1, ranks)]
 
     def _start(self, rank: int, ranks: int, job: str, lost: Callable[[str], object]) -> EngineEnd:
@@ -57,11 +61,12 @@ class Followers:
         watch.start()
         return EngineEnd(own)
 
-    def tell(self, engine: Engine, messages: Sequence[Add | Abort], outputs: Sequence[Output]) -> list[Add | Abort]:
-        """Before a step, tell the others what came and what the step before brought; what to take here."""
-        turn = Turn([_seeded(one) for one in messages], engine.clock(), _checksum(outputs))
+    def tell(self, engine: Engine, messages: Sequence[Add | Abort]) -> list[Add | Abort]:
+        """Before a turn, tell the others what came and what the turn before brought; what to take here."""
+        turn = Turn([_seeded(one) for one in messages], engine.clock(), _checksum(self.brought))
+        told = _ENCODE(turn)
         for end in self.ends:
-            end.send(_ENCODE(turn))
+            end.send(told)
         return turn.messages
 
 
@@ -71,15 +76,21 @@ def _place(rank: int, ranks: int) -> dict[str, str]:
     return {name: str(value) for name, value in numbers.items()}
 
 
-def turns(end: EngineEnd, engine: Engine, outputs: Sequence[Output]) -> Iterator[Sequence[Add | Abort]]:
-    """What to take before each step, as rank 0 tells it; requests arrive by its clock. `outputs`: of this rank's step
-    before. EOFError when rank 0 is gone; RuntimeError once the two no longer compute the same."""
+def turns(end: EngineEnd) -> Iterator[Turn]:
+    """Rank 0's, as it tells them. EOFError when it is gone."""
     while True:
-        for turn in map(_DECODER.decode, end.messages(WAIT_S)):
-            if turn.brought != _checksum(outputs):
-                raise RuntimeError(f"after step {engine.steps} this rank's tokens are others than rank 0's")
-            engine.clock = partial(float, turn.taken_s)
-            yield turn.messages
+        yield from map(_DECODER.decode, end.messages(WAIT_S))
+
+
+def heed(turn: Turn, engine: Engine, brought: Sequence[Output]) -> list[Add | Abort]:
+    """What to take in a turn; requests arrive by rank 0's clock. brought: what this rank's turn before brought.
+
+    RuntimeError where rank 0's brought something else.
+    """
+    if turn.brought != _checksum(brought):
+        raise RuntimeError(f"after step {engine.steps} this rank's tokens are others than rank 0's")
+    engine.clock = partial(float, turn.taken_s)
+    return turn.messages
 
 
 @contextmanager

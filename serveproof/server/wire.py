@@ -36,9 +36,9 @@ class Abort(msgspec.Struct, tag="abort"):
 
 
 class Turn(msgspec.Struct):
-    """What rank 0 tells the others before a step: what the server sent it since the one before, and when it took it.
+    """What rank 0 tells the others before it takes what the server sent and makes a step. taken_s: when that was.
 
-    brought: a checksum of what the step before brought rank 0; theirs must be the same.
+    brought: a checksum of what the turn before brought rank 0; theirs must be the same.
     """
 
     messages: list[Add | Abort]

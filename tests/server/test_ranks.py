@@ -22,9 +22,9 @@ from serveproof.engine.sequence import SamplingParams
 from serveproof.engine.settings import Settings
 from serveproof.engine.start import start_with
 from serveproof.server.frames import EngineEnd
-from serveproof.server.ranks import Followers, turns
+from serveproof.server.ranks import Followers, heed, turns
 from serveproof.server.tokens import load_tokenizer_of
-from serveproof.server.wire import Add
+from serveproof.server.wire import HEARTBEAT_S, Add
 from tests.server.conftest import LONGEST, Server, post, serving, tiny_model
 
 aiohttp = pytest.importorskip("aiohttp")
@@ -81,12 +81,16 @@ def test_two_ranks_answer_as_one(pair: Server, even: Path) -> None:
     assert asyncio.run(texts(pair, bodies + noise))[: len(bodies)] == expected
     stopped = post(f"{pair.url}/v1/completions", asked(PROMPTS[0], 40, stop=[expected[0].split()[2]]))[1]
     assert stopped["choices"][0]["finish_reason"] == "stop"
+    pair.until(lambda: pair.metric("serveproof_requests_running") == 0)
+    time.sleep(2 * HEARTBEAT_S)  # rank 0 beats while nothing is to be done, and tells nobody
+    assert post(f"{pair.url}/v1/completions", asked(PROMPTS[0], 40))[1]["choices"][0]["text"] == expected[0]
     refused = post(f"{pair.url}/v1/completions", asked([1] * LONGEST, 40))
     assert refused[0] == 400
     pair.until(lambda: pair.metric("serveproof_requests_running") == 0)
     assert pair.metric("serveproof_engine_restarts_total") == 0
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_is_an_error_within_a_second_and_serves_again(pair: Server, rank: int) -> None:
     before = pair.metric("serveproof_engine_restarts_total")
@@ -128,20 +132,20 @@ def test_ranks_that_no_longer_agree_end() -> None:
     """Rank 1's step brought another token than rank 0's."""
     own, theirs = socket.socketpair()
     followers = Followers.__new__(Followers)
-    followers.ends = [EngineEnd(own)]
+    followers.ends, followers.brought = [EngineEnd(own)], []
     engine = type("Engine", (), {"clock": lambda self: 7.0, "steps": 3})()
     add = Add("a", [1, 2], SamplingParams(temperature=1.0))
-    told = turns(EngineEnd(theirs), engine, outputs := list[Output]())
-    [taken] = followers.tell(engine, [add], [])
+    told = turns(EngineEnd(theirs))
+    [taken] = followers.tell(engine, [add])
     assert taken.params.seed is not None  # type: ignore[union-attr]
-    assert next(told) == [taken]
+    assert heed(next(told), engine, []) == [taken]
     assert engine.clock() == 7.0
-    outputs.append(Output("a", (5,)))
-    followers.tell(engine, [], [Output("a", (5,))])
-    assert next(told) == []
-    followers.tell(engine, [], [Output("a", (6,))])
+    followers.brought = [Output("a", (5,))]
+    followers.tell(engine, [])
+    assert heed(next(told), engine, [Output("a", (5,))]) == []
+    followers.tell(engine, [])
     with pytest.raises(RuntimeError, match="after step 3"):
-        next(told)
+        heed(next(told), engine, [Output("a", (6,))])
     own.close()
 
 
