@@ -262,7 +262,7 @@ def test_a_server_that_dies_says_why(
 def test_the_client_s_benchmark_ends_well_and_fails_when_it_must(
     call: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call("load_client_benchmark", "--rate", 200, "--duration", 1, "--client-processes", 1)
+    call("load_client_benchmark", "--rate", 200, "--duration", 3, "--client-processes", 1)
     assert "send lag p50" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
         call("load_client_benchmark", "--rate", 20000, "--duration", 0.5, "--client-processes", 1, "--tokens", 4)
