@@ -15,7 +15,7 @@ import msgspec
 
 from serveproof import pairs, script
 from serveproof.bench import profiling
-from serveproof.bench.job import Case, Job
+from serveproof.bench.job import Case, Job, gpus_of
 from serveproof.bench.job import add_options as add_pair_options
 from serveproof.bench.profiling_job import add_options, options_of
 from serveproof.hardware.key import device_of, require
@@ -46,7 +46,7 @@ def work(arguments: argparse.Namespace) -> None:
     raw: dict[str, object] = {}
     device = device_of(arguments.key)
     if good and options.mode != "none":
-        with lease(device, gpus=None if pairs.uses_every_gpu(arguments.pair) else 1) as held:
+        with lease(device, gpus=gpus_of(arguments.pair)) as held:
             job = Job(
                 mode="profile",
                 pair=arguments.pair,

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from serveproof import pairs, script
-from serveproof.bench.job import Case, CaseReply, Job, add_options
+from serveproof.bench.job import Case, CaseReply, Job, add_options, gpus_of
 from serveproof.bench.processes import run_process
 from serveproof.hardware.key import device_of, require
 from serveproof.hardware.lease import lease
@@ -28,8 +28,7 @@ def record_of(case: Case, reply: CaseReply) -> VerifyCase:
 def work(arguments: argparse.Namespace) -> None:
     require(arguments.key)
     device = device_of(arguments.key)
-    every = pairs.uses_every_gpu(arguments.pair)
-    with lease(device, gpus=None if every else 1) as held:
+    with lease(device, gpus=gpus_of(arguments.pair)) as held:
         job = Job(
             mode="verify",
             pair=arguments.pair,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from serveproof import pairs
 from serveproof.results import Record, Status, VerifyCase
 
 
@@ -78,6 +79,11 @@ class Reply(Record):
     """A process's answer, one CaseReply per case."""
 
     cases: list[CaseReply]
+
+
+def gpus_of(pair: str) -> int | None:
+    """How many GPUs a pair's job leases: one, or every visible one (None)."""
+    return None if pairs.uses_every_gpu(pair) else 1
 
 
 def decode_cases(text: str) -> list[Case]:

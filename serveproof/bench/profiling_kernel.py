@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from serveproof import pairs, script
 from serveproof.bench import kernel_numbers, profiling
-from serveproof.bench.job import Case, CaseReply, Job
+from serveproof.bench.job import Case, CaseReply, Job, gpus_of
 from serveproof.bench.profiling_job import Options, RawKernel, add_options, options_of
 from serveproof.config import AUTO_TIERS, read_yaml
 from serveproof.errors import UserError
@@ -73,7 +73,7 @@ def profile(
     """A pair's record without a measurement before it (side: only that one, '' both), and the counters raw."""
     device = key.device_of(hardware)
     started = time.monotonic()
-    with lease(device, gpus=None if pairs.uses_every_gpu(pair) else 1) as held:
+    with lease(device, gpus=gpus_of(pair)) as held:
         found = ceilings_of(hardware, threads)
         job = Job(
             "profile", pair, cases, device, threads, rounds=1, warmup_rounds=1, seed=0, side=side, ranks=len(held)
@@ -138,7 +138,7 @@ def _counted(fraction: float | None) -> str:
 def measured(pair: str, cases: list[Case], hardware: str, arguments: argparse.Namespace) -> list[MeasureCase]:
     """Both sides in turns, as the DAG measures them; in --processes processes of --iterations rounds."""
     device = key.device_of(hardware)
-    with lease(device, gpus=None if pairs.uses_every_gpu(pair) else 1) as held:
+    with lease(device, gpus=gpus_of(pair)) as held:
         job = Job(
             "time", pair, cases, device, arguments.threads, arguments.iterations, warmup_rounds=3, seed=0,
             ranks=len(held),
@@ -153,7 +153,7 @@ def probed(
 ) -> dict[str, CaseReply]:
     """case -> memory and page faults of one side."""
     device = key.device_of(hardware)
-    with lease(device, gpus=None if pairs.uses_every_gpu(pair) else 1) as held:
+    with lease(device, gpus=gpus_of(pair)) as held:
         job = Job("probe", pair, cases, device, threads, rounds=1, warmup_rounds=1, seed=0, ranks=len(held))
         return kernel_numbers.probe(job, side, served)
 

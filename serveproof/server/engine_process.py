@@ -16,10 +16,12 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from serveproof import script
 from serveproof.engine.config import find_model
 from serveproof.engine.engine import Engine, Output
 from serveproof.engine.kv_cache import DTYPES
@@ -49,12 +51,8 @@ def start(job: Job, group: Group = SINGLE) -> Engine:
     model = load_or_draw(path, 0, DTYPES[settings.dtype], settings.device, group)
     prepare_(model, settings.weights)
     tokenizer = load_tokenizer_of(path, model.config.vocab_size)
-    return start_with(model, settings, tokenizer, say if group.rank == 0 else lambda _: None)
-
-
-def say(text: str) -> None:
-    """Into the server's log."""
-    print(text, file=sys.stderr, flush=True)
+    say = partial(script.say, None) if group.rank == 0 else lambda _: None
+    return start_with(model, settings, tokenizer, say)
 
 
 def take(engine: Engine, messages: Sequence[Add | Abort]) -> dict[str, str]:
@@ -108,11 +106,11 @@ def engine_of_ranks(job: Job, text: str, end: EngineEnd, ready: threading.Event)
         if not ready.is_set():
             with contextlib.suppress(OSError):  # the server may be gone
                 end.send(_ENCODE(Failed(f"{what} while the engine started; its log says why")))
-        say(f"serveproof: the engine's {what}: all ranks end")
+        script.say(None, f"serveproof: the engine's {what}: all ranks end")
         os._exit(1)  # the main thread may be inside a collective that never ends
 
     ranks.check(job)
-    followers = ranks.Followers(job.ranks, text, lost)
+    followers = ranks.start_followers(job.ranks, text, lost)
     with ranks.shared(job.settings, lambda group: start(job, group)) as engine:
         yield engine, followers
 

@@ -16,12 +16,13 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import msgspec
 import torch
 
+from serveproof import script
 from serveproof.distributed.direct import direct_sum
 from serveproof.distributed.group import SharedError, joined
 from serveproof.engine.engine import Engine, Output
@@ -38,28 +39,12 @@ _DECODER = msgspec.msgpack.Decoder(Turn)
 WAIT_S = 1.0
 
 
+@dataclass
 class Followers:
-    """The other ranks' processes, as rank 0 has them: started with the same job, and told of every turn.
+    """The other ranks, as rank 0 has them: its ends of the sockets to them, and what its own last turn brought."""
 
-    brought: what rank 0's last turn brought it.
-    """
-
-    def __init__(self, ranks: int, job: str, lost: Callable[[str], object]) -> None:
-        """lost: told when one has ended, in a thread of its own; it must end this process."""
-        # those that torchrun or a cluster may have set are of other ranks than these
-        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **_place(0, ranks)}
-        self.brought: Sequence[Output] = []
-        self.ends = [self._start(rank, ranks, job, lost) for rank in range(1, ranks)]
-
-    def _start(self, rank: int, ranks: int, job: str, lost: Callable[[str], object]) -> EngineEnd:
-        own, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "serveproof.server.engine_process", str(theirs.fileno()), job, str(rank)]
-        with theirs:
-            process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=os.environ | _place(rank, ranks))
-        watch = threading.Thread(target=lambda: lost(f"rank {rank} ended with code {process.wait()}"), daemon=True)
-        watch.start()
-        return EngineEnd(own)
+    ends: list[EngineEnd]
+    brought: Sequence[Output] = ()
 
     def tell(self, engine: Engine, messages: Sequence[Add | Abort]) -> list[Add | Abort]:
         """Before a turn, tell the others what came and what the turn before brought; what to take here."""
@@ -68,6 +53,27 @@ class Followers:
         for end in self.ends:
             end.send(told)
         return turn.messages
+
+
+def start_followers(ranks: int, job: str, lost: Callable[[str], object]) -> Followers:
+    """Start every rank but 0, which this process becomes.
+
+    lost: told when one has ended, in a thread of its own; it must end this process.
+    """
+    # those that torchrun or a cluster may have set are of other ranks than these
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **_place(0, ranks)}
+    return Followers([_follower(rank, ranks, job, lost) for rank in range(1, ranks)])
+
+
+def _follower(rank: int, ranks: int, job: str, lost: Callable[[str], object]) -> EngineEnd:
+    own, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "serveproof.server.engine_process", str(theirs.fileno()), job, str(rank)]
+    with theirs:
+        process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), env=os.environ | _place(rank, ranks))
+    watch = threading.Thread(target=lambda: lost(f"rank {rank} ended with code {process.wait()}"), daemon=True)
+    watch.start()
+    return EngineEnd(own)
 
 
 def _place(rank: int, ranks: int) -> dict[str, str]:
@@ -99,7 +105,7 @@ def shared(settings: Settings, start: Callable[[Group], Engine]) -> Iterator[Eng
     with joined(settings.device, {}) as ranks:
         direct, how = direct_sum(ranks, DTYPES[settings.dtype])
         if ranks.rank == 0:
-            print(how, file=sys.stderr, flush=True)
+            script.say(None, how)
         try:
             engine = ranks.together(lambda: start(replace(ranks.group, direct=direct)))
         except SharedError as error:

@@ -28,6 +28,7 @@ from serveproof.server.tokens import load_tokenizer_of
 
 pytest.importorskip("fastapi")
 VOCABULARY, LONGEST = 97, 256
+TOKENS = 8
 TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
     "{{ 'w1 ' if message.role == 'user' else 'w2 ' }}{{ message.content }} {% endfor %}"
@@ -70,6 +71,13 @@ class Server:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         named = [int(pid) for pid in children if b"engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return named[0]
+
+    def idle(self) -> bool:
+        """Whether no request is there, and no block of the cache is held."""
+        return (
+            self.metric("serveproof_requests_running") == self.metric("serveproof_requests_waiting") == 0
+            and self.metric("serveproof_kv_cache_usage_ratio") == 0
+        )
 
     def healthy(self) -> bool:
         """Whether /health says 200."""
@@ -133,6 +141,11 @@ def served(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     """One server for all tests that leave it as it was."""
     with serving(model, tmp_path_factory.mktemp("served")) as server:
         yield server
+
+
+def body(prompt: list[int], tokens: int = TOKENS, **more: Any) -> dict[str, Any]:
+    """What is posted for a greedy answer of just so many tokens."""
+    return {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True} | more
 
 
 def post(url: str, body: Any, **headers: str) -> tuple[int, Any]:

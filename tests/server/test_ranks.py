@@ -25,7 +25,7 @@ from serveproof.server.frames import EngineEnd
 from serveproof.server.ranks import Followers, heed, turns
 from serveproof.server.tokens import load_tokenizer_of
 from serveproof.server.wire import HEARTBEAT_S, Add
-from tests.server.conftest import LONGEST, Server, post, serving, tiny_model
+from tests.server.conftest import LONGEST, Server, body, post, serving, tiny_model
 
 aiohttp = pytest.importorskip("aiohttp")
 PROMPTS = [[3 + number, 5, 7 * number % 90, 11] for number in range(12)]
@@ -34,7 +34,7 @@ PROMPTS = [[3 + number, 5, 7 * number % 90, 11] for number in range(12)]
 @pytest.fixture(scope="module")
 def even(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a vocabulary that two ranks can share."""
-    return tiny_model(tmp_path_factory.mktemp("even") / "even", 96)
+    return tiny_model(tmp_path_factory.mktemp("even") / "tiny", 96)
 
 
 @pytest.fixture(scope="module")
@@ -49,23 +49,19 @@ def ranks_of(server: Server) -> list[psutil.Process]:
     return [first, *(one for one in first.children() if "engine_process" in " ".join(one.cmdline()))]
 
 
-def asked(prompt: list[int], tokens: int, **more: Any) -> dict[str, Any]:
-    return {"model": "even", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True} | more
-
-
 async def texts(server: Server, bodies: list[dict[str, Any]]) -> list[str]:
     """The answers to all at once; of a stream, only that it began: then it is hung up on."""
 
-    async def one(session: Any, body: dict[str, Any]) -> str:
-        async with session.post(f"{server.url}/v1/completions", json=body) as answer:
+    async def one(session: Any, asked: dict[str, Any]) -> str:
+        async with session.post(f"{server.url}/v1/completions", json=asked) as answer:
             assert answer.status == 200, await answer.text()
-            if body.get("stream"):
+            if asked.get("stream"):
                 await answer.content.readline()
                 return ""
             return str((await answer.json())["choices"][0]["text"])
 
     async with aiohttp.ClientSession() as session:
-        return list(await asyncio.gather(*(one(session, body) for body in bodies)))
+        return list(await asyncio.gather(*(one(session, asked) for asked in bodies)))
 
 
 def test_two_ranks_answer_as_one(pair: Server, even: Path) -> None:
@@ -75,18 +71,18 @@ def test_two_ranks_answer_as_one(pair: Server, even: Path) -> None:
     expected = [one.text for one in alone.generate(PROMPTS, SamplingParams(max_tokens=40, ignore_eos=True))]
     params = SamplingParams(max_tokens=40, ignore_eos=True, **drawn)
     expected += [one.text for one in alone.generate(PROMPTS, params)]
-    noise = [asked([9, number], 200, stream=number % 2 == 0, temperature=1.0, user="noise") for number in range(20)]
-    bodies = [asked(one, 40) for one in PROMPTS] + [asked(one, 40, **drawn) for one in PROMPTS]
+    noise = [body([9, number], 200, stream=number % 2 == 0, temperature=1.0, user="noise") for number in range(20)]
+    bodies = [body(one, 40) for one in PROMPTS] + [body(one, 40, **drawn) for one in PROMPTS]
     assert len(ranks_of(pair)) == 2
     assert asyncio.run(texts(pair, bodies + noise))[: len(bodies)] == expected
-    stopped = post(f"{pair.url}/v1/completions", asked(PROMPTS[0], 40, stop=[expected[0].split()[2]]))[1]
+    stopped = post(f"{pair.url}/v1/completions", body(PROMPTS[0], 40, stop=[expected[0].split()[2]]))[1]
     assert stopped["choices"][0]["finish_reason"] == "stop"
-    pair.until(lambda: pair.metric("serveproof_requests_running") == 0)
+    pair.until(pair.idle)
     time.sleep(2 * HEARTBEAT_S)  # rank 0 beats while nothing is to be done, and tells nobody
-    assert post(f"{pair.url}/v1/completions", asked(PROMPTS[0], 40))[1]["choices"][0]["text"] == expected[0]
-    refused = post(f"{pair.url}/v1/completions", asked([1] * LONGEST, 40))
+    assert post(f"{pair.url}/v1/completions", body(PROMPTS[0], 40))[1]["choices"][0]["text"] == expected[0]
+    refused = post(f"{pair.url}/v1/completions", body([1] * LONGEST, 40))
     assert refused[0] == 400
-    pair.until(lambda: pair.metric("serveproof_requests_running") == 0)
+    pair.until(pair.idle)
     assert pair.metric("serveproof_engine_restarts_total") == 0
 
 
@@ -97,7 +93,7 @@ def test_a_killed_rank_is_an_error_within_a_second_and_serves_again(pair: Server
     ranks = ranks_of(pair)
 
     async def ask(session: Any) -> tuple[int, float]:
-        async with session.post(f"{pair.url}/v1/completions", json=asked([3, 4], 250, n=20)) as answer:
+        async with session.post(f"{pair.url}/v1/completions", json=body([3, 4], 250, n=20)) as answer:
             await answer.read()
             return answer.status, time.monotonic()
 
@@ -117,7 +113,7 @@ def test_a_killed_rank_is_an_error_within_a_second_and_serves_again(pair: Server
     assert (len(gone), alive) == (2, [])
     pair.until(pair.healthy, 60)
     assert pair.metric("serveproof_engine_restarts_total") == before + 1
-    assert post(f"{pair.url}/v1/completions", asked([3], 4))[0] == 200
+    assert post(f"{pair.url}/v1/completions", body([3], 4))[0] == 200
     assert len(ranks_of(pair)) == 2
 
 
@@ -131,8 +127,7 @@ def test_ranks_end_with_their_server(even: Path, tmp_path: Path) -> None:
 def test_ranks_that_no_longer_agree_end() -> None:
     """Rank 1's step brought another token than rank 0's."""
     own, theirs = socket.socketpair()
-    followers = Followers.__new__(Followers)
-    followers.ends, followers.brought = [EngineEnd(own)], []
+    followers = Followers([EngineEnd(own)])
     engine = type("Engine", (), {"clock": lambda self: 7.0, "steps": 3})()
     add = Add("a", [1, 2], SamplingParams(temperature=1.0))
     told = turns(EngineEnd(theirs))

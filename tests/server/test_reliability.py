@@ -22,30 +22,18 @@ from serveproof.engine.engine import Engine, Output
 from serveproof.engine.sequence import SamplingParams
 from serveproof.server.engine_client import Answer
 from serveproof.telemetry.cache_health import growth_bytes
-from tests.server.conftest import Server, serving
+from tests.server.conftest import TOKENS, Server, body, serving
 
 aiohttp = pytest.importorskip("aiohttp")
 # `make test-long` is the long form
 LOOKS = 40  # at resident memory
 OVERLOAD_S = 120.0 if "SERVEPROOF_LONG" in os.environ else 5.0
-TOKENS = 8
 
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(model, tmp_path_factory.mktemp("reliable"), "--max-queue", "2000") as one:
         yield one
-
-
-def body(prompt: list[int], tokens: int = TOKENS, **more: Any) -> dict[str, Any]:
-    return {"model": "tiny", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True} | more
-
-
-def idle(server: Server) -> bool:
-    return (
-        server.metric("serveproof_requests_running") == server.metric("serveproof_requests_waiting") == 0
-        and server.metric("serveproof_kv_cache_usage_ratio") == 0
-    )
 
 
 def test_every_tenth_of_a_thousand_hangs_up_and_the_others_are_exact(server: Server, engine: Engine) -> None:
@@ -75,7 +63,7 @@ def test_every_tenth_of_a_thousand_hangs_up_and_the_others_are_exact(server: Ser
             return await asyncio.gather(*(one(session, number) for number in range(1000)))
 
     assert all(asyncio.run(everyone()))
-    server.until(lambda: idle(server))
+    server.until(server.idle)
     # one that was whole already when its client left is no abort
     ended = {
         line.split('finished_reason="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1])
@@ -119,7 +107,7 @@ def test_a_reader_that_sleeps_holds_up_nobody(server: Server) -> None:
                         assert answer.status == 200
 
         asyncio.run(others())
-        server.until(lambda: idle(server))  # the engine is done with it long before it is read
+        server.until(server.idle)  # the engine is done with it long before it is read
         got = b""
         slow.settimeout(10)
         while part := slow.recv(65536):
@@ -177,7 +165,7 @@ def test_thousands_of_malformed_requests_never_break_the_server(path: str, serve
     assert not faults, (len(faults), faults[:3])
     assert statuses[400] > 500
     assert server.metric("serveproof_engine_restarts_total") == 0
-    server.until(lambda: idle(server))
+    server.until(server.idle)
 
 
 def test_twice_what_it_can_carry_leaves_nobody_without_an_answer(model: Path, tmp_path: Path) -> None:
@@ -229,7 +217,7 @@ def test_twice_what_it_can_carry_leaves_nobody_without_an_answer(model: Path, tm
             f"{statuses.total()} requests, {dict(statuses)}; resident memory grew by", *(f"{one:.2%}" for one in grown)
         )
         assert max(grown) < 0.02, list(resident.values())
-        small.until(lambda: idle(small))
+        small.until(small.idle)
 
 
 def test_an_engine_that_stops_stepping_is_reported(model: Path, tmp_path: Path) -> None:
