@@ -68,6 +68,7 @@ rule load_sweep:
     params:
         **LOAD_PARAMS,
         **SWEEP,
+        concurrency=serving_of("concurrency"),
         python=python_of,
         environment=ENVIRONMENT_VERSIONS,
         model=lambda wildcards, input: os.path.dirname(input.model_record),
@@ -75,7 +76,8 @@ rule load_sweep:
         seed=MEASURE["seed"],
     shell:
         "{params.python:q} scripts/load_sweep.py --loads {params.loads} --refinements {params.refinements}"
-        " --percentile {params.percentile} --confidence {params.confidence} --out {output:q}"
+        " --percentile {params.percentile} --confidence {params.confidence} --concurrency {params.concurrency}"
+        " --out {output:q}"
         + LOAD_OPTIONS
 
 

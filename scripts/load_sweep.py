@@ -67,6 +67,13 @@ def work(arguments: argparse.Namespace) -> None:
         for one in points
     ]  # fmt: skip
     print(tabulate(rows, ["rate/s", "within", "beyond", "SLO", "good/s", "tokens/s", "tokens/s a user"]))
+    most = max(one.run.completed_per_s for one in points)
+    if most > 1.2 * found:
+        script.say(
+            arguments.log,
+            f"the open loop completed {most:.2f} requests/s, {arguments.concurrency} at once only {found:.2f}: "
+            "that is no capacity; raise --concurrency or --duration",
+        )
     print(f"highest rate that holds the SLO: {f'{highest:.2f} requests/s' if highest else 'none was proven'}")
 
 

@@ -24,6 +24,7 @@ AUTO_TOKENS = {"cpu": 11008, "cuda": 131072}
 AUTO_SERVING = {
     "cpu": {
         "duration_s": 10,
+        "concurrency": 32,
         "prompts": "lognormal:16:0.5:48",
         "outputs": "lognormal:8:0.4:16",
         "long_tokens": 256,
@@ -32,6 +33,7 @@ AUTO_SERVING = {
     },
     "cuda": {
         "duration_s": 60,
+        "concurrency": 128,
         "prompts": "lognormal:256:0.8:1024",
         "outputs": "lognormal:128:0.6:512",
         "long_tokens": 6144,

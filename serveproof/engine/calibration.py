@@ -83,8 +83,8 @@ def _base(precision: Calibrated, device: str) -> Any:
     return Int4WeightOnlyConfig(group_size=GROUP, set_inductor_config=False, int4_packing_format=packing)
 
 
-def _steps(precision: Calibrated, base: Any) -> tuple[Any, Any]:
-    """torchao's configs before and after the calibrating text."""
+def _steps(precision: Calibrated, base: Any, inputs: int) -> tuple[Any, Any]:
+    """torchao's configs before and after the calibrating text. inputs: of the widest layer."""
     from torchao.prototype.awq import AWQConfig
     from torchao.prototype.gptq import GPTQConfig
     from torchao.prototype.smoothquant import SmoothQuantConfig
@@ -95,7 +95,9 @@ def _steps(precision: Calibrated, base: Any) -> tuple[Any, Any]:
     if precision.method == "smoothquant":
         first, second = (SmoothQuantConfig(base, step) for step in ("prepare", "convert"))
         return first, second
-    return GPTQConfig(step="observe", base_config=base), GPTQConfig(step="convert", base_config=base)
+    # torchao 0.18 takes a row's scale from its first block of columns alone, and clamps what is larger in the others.
+    first, second = (GPTQConfig(step, base, gptq_quantize_block_size=inputs) for step in ("observe", "convert"))
+    return first, second
 
 
 def _is_linear(module: nn.Module, name: str) -> bool:
@@ -130,7 +132,7 @@ def calibrate_(model: Llama, precision: Calibrated, tokens_BL: Tensor) -> int:
     if precision.method == "none":
         quantize_(layers, base, filter_fn=_is_linear)
     else:
-        prepare, convert = _steps(precision, base)
+        prepare, convert = _steps(precision, base, max(module.in_features for module in found.values()))
         quantize_(layers, prepare, filter_fn=_is_linear)
         model.full(tokens_BL)
         with redirect_stdout(StringIO()):  # GPTQ counts its layers there

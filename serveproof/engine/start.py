@@ -18,10 +18,12 @@ from serveproof.engine.model import Llama
 from serveproof.engine.model_runner import ModelRunner
 from serveproof.engine.output import load_tokenizer
 from serveproof.engine.scheduler import Limits
+from serveproof.engine.sequence import SamplingParams
 from serveproof.engine.settings import Settings
 from serveproof.errors import UserError
 
 CALIBRATION_TOKENS = 512
+GPU_HEAD_DIMS = (16, 32, 64, 128, 256)  # what serveproof.ops.paged_decode's tiles take
 CPU_CACHE_BYTES = 4 * 2**30  # as vLLM's VLLM_CPU_KVCACHE_SPACE: a host's free memory is not the cache's alone
 
 
@@ -43,6 +45,11 @@ def start_with(
     if longest > model.config.max_position_embeddings:
         raise UserError(f"max_model_len {longest} is more than the model's {model.config.max_position_embeddings}")
     on_cuda, dtype = settings.device == "cuda", DTYPES[settings.cache_dtype or settings.dtype]
+    if on_cuda and model.config.head_dim not in GPU_HEAD_DIMS:
+        raise UserError(
+            f"the model's head_dim is {model.config.head_dim}; attention on a GPU takes "
+            f"{', '.join(map(str, GPU_HEAD_DIMS))}: serve this model on a CPU"
+        )
     blocks = settings.blocks or _blocks(model, settings, longest, dtype)
     if settings.blocks is None and settings.max_model_len is None:
         longest = min(longest, (blocks - 1) * settings.page_size)  # what it offers can be served
@@ -70,8 +77,30 @@ def start_with(
 
             runner.mixed_graphs = capture_mixed(runner, settings.token_budget, say)
     overlap = on_cuda if settings.overlap is None else settings.overlap
-    manager = BlockManager(blocks, settings.page_size, settings.host_blocks, settings.prefix_caching)
-    return Engine(runner, manager, limits, settings.policy, model.config.eos_token_ids, tokenizer, overlap=overlap)
+
+    def engine(policy: str, tokenizer: Tokenizer | None) -> Engine:
+        manager = BlockManager(blocks, settings.page_size, settings.host_blocks, settings.prefix_caching)
+        return Engine(runner, manager, limits, policy, model.config.eos_token_ids, tokenizer, overlap=overlap)
+
+    if on_cuda:
+        say("answering two prompts, by which kernels compile")
+        warm_up(engine("first_come", None))
+    return engine(settings.policy, tokenizer)
+
+
+def warm_up(engine: Engine) -> None:
+    """Answer a prompt of more than a step's tokens and one of one, with an engine that is then thrown away.
+
+    Kernels compile and libraries load at their first use, seconds that the first requests would wait: a fresh server on
+    an H100 brought its first 400 tokens in 4 s, and 2,000 to 4,000 a second after that.
+    """
+    limits, blocks = engine.scheduler.limits, engine.blocks
+    most = min(limits.max_model_len, blocks.usable * blocks.page_size) - 2
+    longest = min(most, limits.token_budget + 1 if limits.chunked else limits.token_budget)
+    for count in {max(longest, 1), 1}:
+        engine.add(f"{count} tokens", [0] * count, SamplingParams(max_tokens=2, ignore_eos=True))
+    while engine.busy:
+        engine.step()
 
 
 def _blocks(model: Llama, settings: Settings, longest: int, dtype: torch.dtype) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,28 @@ def test_outputs_stay_near_and_bytes_are_counted(tiny_llama: Callable[..., Any],
     error = float((got - expected).norm() / expected.norm())
     # 32 normal weights span about 4 deviations, in 15 steps: 4 / 15 / sqrt(12) = 0.077; of 8 bits a sixteenth of that
     assert 0.003 < error < (0.1 if precision.bits == 4 else 0.02)
+
+
+def test_gptq_takes_a_rows_scale_from_all_of_it(
+    tiny_llama: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arithmetic runs on a CPU too, less the assertion that it doesn't; a wide weight past column 256 is kept."""
+    from torchao.prototype.gptq import api
+
+    source = inspect.getsource(api.gptq_quantize).replace("torch.cuda.synchronize()", "pass")
+    source = re.sub(r'assert device.type == "cuda".*', "pass", source)
+    names = dict(vars(api))
+    exec(compile(source, api.__file__, "exec"), names)  # noqa: S102 (torchao's own source)
+    monkeypatch.setattr(api, "gptq_quantize", names["gptq_quantize"])
+    model = load_model(tiny_llama(**SHAPE | {"intermediate_size": 320})[0])
+    weight_EF = model.layers[0].mlp.down_proj.weight
+    weight_EF.data[:, 300] *= 8
+    expected_EF = weight_EF.float().clone()
+    tokens_BL = torch.randint(97, (8, 64), generator=torch.Generator().manual_seed(1))
+    calibrate_(model, replace(CALIBRATED["int8_gptq"], devices=("cpu",)), tokens_BL)
+    got_EF = model.layers[0].mlp.down_proj.weight.dequantize().float()
+    error_E = (got_EF - expected_EF)[:, 300].abs() / expected_EF.abs().amax(1)
+    assert error_E.max() < 0.02
 
 
 def test_a_precision_enters_the_same_table(tiny_llama: Callable[..., Any]) -> None:

@@ -5,13 +5,11 @@ The ranks are two threads that take turns, for the interpreter runs one launch a
 
 from __future__ import annotations
 
-import os
 import threading
 
 import pytest
 import torch
 
-os.environ.setdefault("TRITON_INTERPRET", "1")
 pytest.importorskip("triton", reason="triton is not installed: the kernels' maths can't be interpreted")
 
 from serveproof.engine.fused import launch_shape, share_after_attention

@@ -207,10 +207,29 @@ def test_a_row_that_is_not_finite_fails_its_request_alone(case: Callable[[str], 
     assert [got[str(i)] for i in range(len(prompts) - 1)] == answers[1:]
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"chunked": False}, {"drafts": 3}, {"blocks": 10, "page_size": 4}, {"host_blocks": 9}, {"overlap": True}],
+)
+def test_a_warm_up_leaves_nothing(changes: dict[str, Any], case: Callable[[str], Any]) -> None:
+    """An engine that answered other prompts before leaves the runner as it was: the next one's answers are the same."""
+    model, prompts, answers = case("Llama")
+    given = {"dtype": "fp32", "max_running": 4, "token_budget": 24, "max_model_len": 64} | changes
+    engine = start_with(model, Settings(**given))
+    start.warm_up(engine)
+    assert engine.steps > 2
+    assert engine.snapshot().used_blocks == 0
+    fitting = [i for i, prompt in enumerate(prompts) if len(prompt) <= 24]
+    done = engine.generate([prompts[i] for i in fitting], SamplingParams(max_tokens=NEW, ignore_eos=True))
+    assert [one.tokens for one in done] == [answers[i] for i in fitting]
+
+
 def test_settings_that_cannot_be(case: Callable[[str], Any]) -> None:
     model, _, _ = case("Llama")
     with pytest.raises(UserError, match="max_model_len 300 is more than the model's 256"):
         start_with(model, Settings(dtype="fp32", max_model_len=300))
+    with pytest.raises(UserError, match=r"head_dim is 8; attention on a GPU takes 16, 32, 64, 128, 256: serve"):
+        start_with(model, Settings(device="cuda"))
     for changes, expected in (
         ({"dtype": "int3"}, "dtype is 'int3'; it can be fp32"),
         ({"cache_dtype": "int3"}, "cache_dtype is 'int3'"),

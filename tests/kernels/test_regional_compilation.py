@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # Dynamo imports triton; other tests interpret its kernels
-
 import pytest
 import torch
 import torch._dynamo

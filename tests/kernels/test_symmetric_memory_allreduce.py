@@ -9,6 +9,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,6 @@ import torch.multiprocessing as mp
 from serveproof import pairs
 from serveproof.bench.verification import CORRUPTIONS, check, corrupt
 
-os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="triton is not installed: the kernels' maths can't be interpreted")
 
 PAIR = pairs.load("symmetric_memory_allreduce")
@@ -30,8 +30,10 @@ def in_ranks(work: Any, tmp_path: Path, *arguments: Any) -> list[Any]:
     context = mp.get_context("spawn")
     answers = context.SimpleQueue()
     processes = [context.Process(target=_rank, args=(work, r, answers, arguments), daemon=True) for r in range(WORLD)]
-    for process in processes:
-        process.start()
+    # Set while they start: in this process, on a machine with a GPU, other tests' kernels are compiled.
+    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
+        for process in processes:
+            process.start()
     for process in processes:
         process.join(60)
         if process.exitcode is None:
@@ -42,7 +44,6 @@ def in_ranks(work: Any, tmp_path: Path, *arguments: Any) -> list[Any]:
 
 
 def _rank(work: Any, rank: int, answers: Any, arguments: tuple[Any, ...]) -> None:
-    os.environ["TRITON_INTERPRET"] = "1"
     torch.set_num_threads(1)
     answers.put((rank, work(rank, *arguments)))
 

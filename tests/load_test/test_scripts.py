@@ -149,6 +149,7 @@ def test_the_sweep_finds_what_the_slots_carry(
     assert record.points[0].proven is True
     assert record.points[-1].proven is not True
     assert "highest rate that holds the SLO" in capsys.readouterr().out
+    assert "that is no capacity" not in (tmp_path / "log").read_text()
     call("inference_server_load_test", *small(fake_server, tmp_path / "o"), "--duration", 1, "--capacity", out,
          "--scenario", "steady", "--runs", 3)  # fmt: skip
     steady = read(tmp_path / "o" / "steady.json", LoadRecord)
@@ -156,6 +157,17 @@ def test_the_sweep_finds_what_the_slots_carry(
     assert [run.number for run in steady.runs] == [1, 2, 3]
     figure = steady.figures["ttft_p50_ms"]
     assert figure.low < figure.value < figure.high
+
+
+def test_a_closed_loop_that_fills_no_server_is_told(
+    call: Callable[..., None], fake_server: Path, tmp_path: Path
+) -> None:
+    """One user can have a quarter of what four slots complete: loads are shares of a capacity that is none."""
+    call("load_sweep", *small(fake_server, tmp_path)[:-6], "--timeout", 10, "--log", tmp_path / "log", "--duration", 2,
+         "--percentile", 0.9, "--confidence", 0.9, "--loads", 3, "--refinements", 0, "--concurrency", 1)  # fmt: skip
+    said = (tmp_path / "log").read_text()
+    assert "requests/s, 1 at once only" in said
+    assert "that is no capacity; raise --concurrency or --duration" in said
 
 
 def test_a_trace_is_replayed_by_its_own_clock(call: Callable[..., None], fake_server: Path, tmp_path: Path) -> None:

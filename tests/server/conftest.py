@@ -114,7 +114,7 @@ def tiny_model(folder: Path, vocabulary: int) -> Path:
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=vocabulary, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6,
+        vocab_size=vocabulary, hidden_size=96, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6,
         num_key_value_heads=2, max_position_embeddings=LONGEST, tie_word_embeddings=True, initializer_range=0.2,
         eos_token_id=vocabulary - 1,
     )  # fmt: skip

@@ -155,6 +155,7 @@ def test_ranks_that_no_longer_agree_end() -> None:
 def test_what_ranks_can_not_share_is_one_line(tmp_path: Path, vocabulary: int, ranks: int, said: str) -> None:
     model = tiny_model(tmp_path / "tiny", vocabulary)
     command = [sys.executable, "-m", "serveproof.server", "--model", str(model), "--port", "0", "--dtype", "fp32"]
+    command += ["--device", "cpu"]  # where no GPU can be missing
     done = subprocess.run(
         [*command, "--tensor-parallel", str(ranks)], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True,
         text=True, timeout=120, check=False,
