@@ -36,9 +36,8 @@ def relative_to_bf16(record: PerplexityRecord, gates: dict[str, Verdict]) -> Cha
         return None
     frame = pl.DataFrame(found, schema_overrides={"gate": pl.Float64}, infer_schema_length=None)
     y = alt.Y("precision:N", scale=alt.Scale(domain=frame["precision"].to_list()), title=None)
-    x = alt.X(
-        "percent:Q", title="perplexity relative to bf16 (%; right is worse)", scale=alt.Scale(zero=True, padding=10)
-    ).axis(tickCount=6)
+    scale, ticks = charts.increases(frame["percent"], 10)
+    x = alt.X("percent:Q", title="perplexity relative to bf16 (%; right is worse)", scale=scale).axis(**ticks)
     limits = frame.filter(pl.col("gate").is_not_null()).select("gate").unique()
     layers = [
         charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED, aria=False).encode(x="zero:Q"),

@@ -63,7 +63,8 @@ def _plane(rows: Sequence[dict[str, Any]], title: str, up: str, right: str, capt
         rows, schema_overrides={"low": pl.Float64, "high": pl.Float64, "rate": pl.Float64}, infer_schema_length=None
     )
     x = alt.X("rate:Q", title=right, scale=alt.Scale(zero=False, padding=40, nice=True)).axis(format="~s", tickCount=5)
-    y = alt.Y("percent:Q", title=f"perplexity {up}", scale=alt.Scale(zero=True, padding=14)).axis(tickCount=5)
+    scale, ticks = charts.increases(frame["percent"], 14)
+    y = alt.Y("percent:Q", title=f"perplexity {up}", scale=scale).axis(**ticks)
     spread = frame.filter(pl.col("low").is_not_null())
     layers = [
         charts.base(pl.DataFrame({"zero": [0.0]})).mark_rule(stroke=charts.MUTED, aria=False).encode(y="zero:Q"),

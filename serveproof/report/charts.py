@@ -7,7 +7,7 @@ expression.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,15 @@ def theme(width: int) -> dict[str, Any]:
         "text": {"fill": INK, "fontSize": 11},
         "rule": {"stroke": MUTED},
     }
+
+
+def increases(percents: Iterable[float], padding: int, limit: float = 2.0) -> tuple[alt.Scale, dict[str, Any]]:
+    """(scale, ticks) of increases in percent: linear; logarithmic above `limit` where one is far beyond it, so that the
+    others can still be told apart."""
+    far = max(map(abs, percents)) > 20 * limit
+    if not far:
+        return alt.Scale(zero=True, padding=padding), {"tickCount": 6}
+    return alt.Scale(type="symlog", constant=limit, padding=padding), {"values": [0, 2, 10, 100, 1000, 10000]}
 
 
 def build(

@@ -1,10 +1,10 @@
-"""Figures as text."""
+"""Figures as text, and on scales."""
 
 from __future__ import annotations
 
 import pytest
 
-from serveproof.report import numbers
+from serveproof.report import charts, numbers
 from serveproof.results import Estimate
 
 
@@ -56,3 +56,12 @@ def test_bounds_in_words() -> None:
 def test_moment_leaves_foreign_text_alone() -> None:
     assert numbers.moment("2026-01-02T03:04:05Z") == "2026-01-02 03:04 UTC"
     assert numbers.moment("yesterday") == "yesterday"
+
+
+def test_one_precision_far_off_does_not_hide_what_the_others_cost() -> None:
+    near, ticks = charts.increases([-0.1, 0.0, 1.6, 39.0], 10)
+    assert near.to_dict() == {"padding": 10, "zero": True}
+    assert ticks == {"tickCount": 6}
+    far, ticks = charts.increases([-0.1, 0.0, 1.6, 512.0], 10)
+    assert far.to_dict() == {"constant": 2, "padding": 10, "type": "symlog"}
+    assert {0, 2, 100} <= set(ticks["values"])
