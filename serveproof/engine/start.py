@@ -83,6 +83,8 @@ def start_with(
         return Engine(runner, manager, limits, policy, model.config.eos_token_ids, tokenizer, overlap=overlap)
 
     if on_cuda:
+        if runner.attention.prefill is None and dtype.itemsize == 2:
+            say("flashinfer is not installed: prompts' attention is computed one after another")
         say("answering two prompts, by which kernels compile")
         warm_up(engine("first_come", None))
     return engine(settings.policy, tokenizer)
@@ -97,7 +99,7 @@ def warm_up(engine: Engine) -> None:
     limits, blocks = engine.scheduler.limits, engine.blocks
     most = min(limits.max_model_len, blocks.usable * blocks.page_size) - 2
     longest = min(most, limits.token_budget + 1 if limits.chunked else limits.token_budget)
-    for count in {max(longest, 1), 1}:
+    for count in sorted({max(longest, 1), 1}):
         engine.add(f"{count} tokens", [0] * count, SamplingParams(max_tokens=2, ignore_eos=True))
     while engine.busy:
         engine.step()
