@@ -77,8 +77,7 @@ rule load_sweep:
     shell:
         "{params.python:q} scripts/load_sweep.py --loads {params.loads} --refinements {params.refinements}"
         " --percentile {params.percentile} --confidence {params.confidence} --concurrency {params.concurrency}"
-        " --out {output:q}"
-        + LOAD_OPTIONS
+        " --out {output:q}" + LOAD_OPTIONS
 
 
 rule load_test:
