@@ -76,8 +76,9 @@ rule load_sweep:
         seed=MEASURE["seed"],
     shell:
         "{params.python:q} scripts/load_sweep.py --loads {params.loads} --refinements {params.refinements}"
-        " --percentile {params.percentile} --confidence {params.confidence} --concurrency {params.concurrency}"
-        " --out {output:q}" + LOAD_OPTIONS
+        " --concurrency {params.concurrency}"
+        " --percentile {params.percentile} --confidence {params.confidence} --out {output:q}"
+        + LOAD_OPTIONS
 
 
 rule load_test:
