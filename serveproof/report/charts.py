@@ -83,13 +83,12 @@ def theme(width: int) -> dict[str, Any]:
     }
 
 
-def increases(percents: Iterable[float], padding: int, limit: float = 2.0) -> tuple[alt.Scale, dict[str, Any]]:
-    """(scale, ticks) of increases in percent: linear; logarithmic above `limit` where one is far beyond it, so that the
-    others can still be told apart."""
-    far = max(map(abs, percents)) > 20 * limit
-    if not far:
+def increases(percents: Iterable[float], padding: int) -> tuple[alt.Scale, dict[str, Any]]:
+    """(scale, ticks) of increases in percent: linear; logarithmic above 2 where one is beyond 40, so that the others
+    can still be told apart."""
+    if max(map(abs, percents)) <= 40:
         return alt.Scale(zero=True, padding=padding), {"tickCount": 6}
-    return alt.Scale(type="symlog", constant=limit, padding=padding), {"values": [0, 2, 10, 100, 1000, 10000]}
+    return alt.Scale(type="symlog", constant=2, padding=padding), {"values": [0, 2, 10, 100, 1000, 10000]}
 
 
 def build(
