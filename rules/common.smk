@@ -188,6 +188,21 @@ def serving_of(name):
     return value
 
 
+def served_model(setting):
+    """What --model is for a rule that serves: `setting`, or where that is `prepared` the prepared model's folder."""
+
+    def value(wildcards, input):
+        chosen = setting
+        if chosen == "auto":
+            device = MACHINES[wildcards.hardware].device
+            chosen = settings_of.AUTO_SERVING[device]["model"]
+        if chosen == settings_of.PREPARED:
+            return os.path.dirname(input.model_record)
+        return chosen
+
+    return value
+
+
 def is_on_gpus(wildcards):
     """Whether a validation's ranks are on GPUs: where these are two over all nodes, or one and one rank is enough."""
     gpus, nodes = gpus_of(wildcards), VALIDATION["nodes"]

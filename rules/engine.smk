@@ -26,16 +26,7 @@ rule ladder:
         python=python_of,
         environment=ENVIRONMENT_VERSIONS,
         threads=cpus_of,
-        # auto: real weights where a minute is enough for them, on a GPU a shape that fills it
-        model=lambda wildcards, input: (
-            LADDER["model"]
-            if LADDER["model"] != "auto"
-            else (
-                os.path.dirname(input.model_record)
-                if MACHINES[wildcards.hardware].device == "cpu"
-                else "llama-1b"
-            )
-        ),
+        model=served_model(LADDER["model"]),
     shell:
         "OMP_WAIT_POLICY=passive {params.python:q} scripts/inference_optimizations_blackwell.py --key {wildcards.hardware:q}"
         " --model {params.model:q} --text {input.text:q} --threads {params.threads} --out {output:q} --log {log:q}"

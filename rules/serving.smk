@@ -18,7 +18,7 @@ LOAD_OPTIONS = (
     " --long-tokens {params.long_tokens} --slo {params.slo:q} --duration {params.duration_s}"
     " --price-per-hour {params.price_per_hour} --threads {params.threads} --seed {params.seed}"
     " --hardware {input.hardware:q} --server-options={params.server_options:q}"
-    " --tensor-parallel {params.tensor_parallel} --log {log:q}"
+    " --tensor-parallel {params.tensor_parallel} --client-processes {params.client_processes} --log {log:q}"
 )
 LOAD_PARAMS = {
     name: serving_of(name)
@@ -31,6 +31,7 @@ LOAD_PARAMS = {
         "slo",
         "duration_s",
         "price_per_hour",
+        "client_processes",
     )
 }
 
@@ -71,7 +72,7 @@ rule load_sweep:
         concurrency=serving_of("concurrency"),
         python=python_of,
         environment=ENVIRONMENT_VERSIONS,
-        model=lambda wildcards, input: os.path.dirname(input.model_record),
+        model=served_model(SERVING["model"]),
         threads=cpus_of,
         seed=MEASURE["seed"],
     shell:
@@ -113,7 +114,7 @@ rule load_test:
         **LOAD_PARAMS,
         python=python_of,
         environment=ENVIRONMENT_VERSIONS,
-        model=lambda wildcards, input: os.path.dirname(input.model_record),
+        model=served_model(SERVING["model"]),
         threads=cpus_of,
         seed=MEASURE["seed"],
         runs=SERVING["runs"],

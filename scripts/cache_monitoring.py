@@ -20,7 +20,6 @@ from tabulate import tabulate
 from torch._subclasses.fake_tensor import FakeTensor
 
 from serveproof import script
-from serveproof.engine.config import find_model
 from serveproof.engine.engine import Engine
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.loader import load_or_draw
@@ -29,6 +28,7 @@ from serveproof.engine.settings import COMPUTE, Settings
 from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
+from serveproof.model_names import find_model
 from serveproof.telemetry import cache_health, scrape
 from serveproof.telemetry.cache_health import Round
 

@@ -22,7 +22,6 @@ from serveproof.distributed import exchange, group, hand_over, pages, record
 from serveproof.distributed.group import Ranks
 from serveproof.distributed.hand_over import Trial
 from serveproof.distributed_records import HandOverPoint, RankedCase, RankedFigure
-from serveproof.engine.config import find_model, model_name
 from serveproof.engine.engine import Engine
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
@@ -30,6 +29,7 @@ from serveproof.engine.loader import load_or_draw
 from serveproof.engine.settings import COMPUTE, Settings
 from serveproof.engine.start import start_with
 from serveproof.errors import UserError
+from serveproof.model_names import find_model, model_name
 
 NAME = "disaggregated_serving"
 

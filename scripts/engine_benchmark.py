@@ -23,7 +23,6 @@ import torch
 from serveproof import script
 from serveproof.bench import engine_load
 from serveproof.bench.peer_job import PeerJob
-from serveproof.engine.config import find_model, model_name
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
 from serveproof.engine.loader import load_or_draw
@@ -34,6 +33,7 @@ from serveproof.errors import UserError
 from serveproof.hardware import ceilings
 from serveproof.hardware.key import device_of
 from serveproof.hardware.start import start_torch
+from serveproof.model_names import find_model, model_name
 from serveproof.pairs import ROOT
 from serveproof.provenance import collect
 from serveproof.results import Ceilings, HardwareRecord, read, write

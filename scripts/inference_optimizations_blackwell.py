@@ -17,7 +17,6 @@ from tabulate import tabulate
 
 from serveproof import script
 from serveproof.bench.ladder import Problem, climb
-from serveproof.engine.config import find_model, model_name
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.loader import load_or_draw
 from serveproof.engine.output import load_tokenizer
@@ -25,6 +24,7 @@ from serveproof.engine.settings import COMPUTE, Settings
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 from serveproof.hardware.start import start_torch
+from serveproof.model_names import find_model, model_name
 from serveproof.pairs import ROOT
 from serveproof.provenance import collect
 from serveproof.results import write

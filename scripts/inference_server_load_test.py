@@ -4,8 +4,9 @@ Starts the server (--model; without it on the model that the DAG prepares), or d
 OpenAI's routes, vLLM or SGLang too; key in SERVEPROOF_API_KEY). Each scenario's load is a share of what the server can
 carry: from a sweep's record (--capacity), from --rate, or measured first by a closed loop.
 
-Needs a model directory with a tokenizer, or a server that runs. Prints a table. Writes to --out-folder, per scenario, a
-JSON record, one row a request and one row a second as Parquet; without it nothing. Formulas: docs/load_test.md.
+Needs a model (a directory, a config.json or a shape such as llama-1b), or a server that runs. Prints a table. Writes to
+--out-folder, per scenario, a JSON record, one row a request and one row a second as Parquet; without it nothing.
+Formulas: docs/load_test.md.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def work(arguments: argparse.Namespace) -> None:
         raise UserError("--duration must be more than 0 s, --runs and --closed-loop at least 1")
     known = known_capacity(arguments)
     if not arguments.model and not arguments.base_url:
-        arguments.model = targets.made(PREPARED).parent
+        arguments.model = str(targets.made(PREPARED).parent)
     with options.opened(arguments, known) as setting:
         rate = 0.0 if alone else known or measured_capacity(arguments, setting)
         records = [one_scenario(arguments, setting, name, rate) for name in names]

@@ -24,7 +24,7 @@ from serveproof.bench import engine_load
 from serveproof.distributed import group
 from serveproof.distributed.direct import direct_sum
 from serveproof.distributed.group import ChecksFailed, Ranks
-from serveproof.engine.config import ModelConfig, find_model, model_name
+from serveproof.engine.config import ModelConfig
 from serveproof.engine.engine import Completion, Engine
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
@@ -37,6 +37,7 @@ from serveproof.engine.settings import COMPUTE, Settings
 from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
+from serveproof.model_names import find_model, model_name
 from serveproof.pairs import ROOT
 from serveproof.provenance import collect
 from serveproof.results import write

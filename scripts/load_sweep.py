@@ -3,7 +3,8 @@
 First a closed loop that keeps the server full gives its capacity. Then open-loop runs at shares of it, each judged by
 MLPerf's early-stopping rule, and bisection between the highest that holds and the lowest that does not.
 
-Needs a model directory with a tokenizer, or a server that runs (--base-url). Writes load_records.SweepRecord.
+Needs a model (a directory, a config.json or a shape such as llama-1b), or a server that runs (--base-url). Writes
+load_records.SweepRecord.
 """
 
 from __future__ import annotations

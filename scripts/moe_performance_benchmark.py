@@ -14,11 +14,12 @@ import argparse
 from serveproof.distributed import equality, expert_layers, group, record
 from serveproof.distributed.group import Ranks
 from serveproof.distributed_records import ExpertLayerPoint, RankedCase, RankedFigure
-from serveproof.engine.config import ModelConfig, find_model, model_name, read_config
+from serveproof.engine.config import ModelConfig, read_config
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.parallel import check
 from serveproof.engine.settings import COMPUTE
 from serveproof.errors import UserError
+from serveproof.model_names import find_model, model_name
 from serveproof.ops.moe_workload import KINDS
 
 # float32 sums in another order; bfloat16's rounding through two products and a sum over choices

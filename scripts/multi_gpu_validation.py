@@ -23,13 +23,13 @@ from serveproof.distributed import collectives, equality, group, liveness, recor
 from serveproof.distributed.direct import direct_sum
 from serveproof.distributed.group import Ranks
 from serveproof.distributed_records import RankedCase, RankedFigure
-from serveproof.engine.config import find_model, model_name
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
 from serveproof.engine.loader import load_or_draw
 from serveproof.engine.parallel import SINGLE, Group
 from serveproof.engine.settings import COMPUTE, Settings
 from serveproof.engine.start import start_with
+from serveproof.model_names import find_model, model_name
 from serveproof.results import Estimate
 
 SIZES = {"cpu": [2**12, 2**16, 2**20], "cuda": [2**10, 2**13, 2**16, 2**19, 2**22, 2**26]}

@@ -23,7 +23,6 @@ from serveproof.distributed import group, record, replicas
 from serveproof.distributed.group import Ranks
 from serveproof.distributed.replicas import Replicas
 from serveproof.distributed_records import RankedCase, RankedFigure
-from serveproof.engine.config import find_model, model_name
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
 from serveproof.engine.loader import load_or_draw
@@ -31,6 +30,7 @@ from serveproof.engine.sequence import SamplingParams
 from serveproof.engine.settings import COMPUTE, Settings
 from serveproof.engine.start import start_with
 from serveproof.hardware.key import detect, visible_gpus
+from serveproof.model_names import find_model, model_name
 from serveproof.pairs import ROOT
 from serveproof.results import Estimate
 

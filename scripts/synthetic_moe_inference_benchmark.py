@@ -23,7 +23,7 @@ from serveproof.bench.statistics import estimate_positive
 from serveproof.distributed import expert_serving, group, record
 from serveproof.distributed.group import Ranks
 from serveproof.distributed_records import ExpertLoadPoint, RankedCase, RankedFigure
-from serveproof.engine.config import ModelConfig, find_model, model_name, read_config
+from serveproof.engine.config import ModelConfig, read_config
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.loader import check_shares, random_model
 from serveproof.engine.parallel import SINGLE, Group
@@ -31,6 +31,7 @@ from serveproof.engine.sequence import SamplingParams
 from serveproof.engine.settings import COMPUTE, Settings
 from serveproof.engine.start import start_with
 from serveproof.errors import UserError
+from serveproof.model_names import find_model, model_name
 from serveproof.ops.moe_workload import KINDS
 
 NAME = "synthetic_moe_inference_benchmark"

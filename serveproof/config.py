@@ -20,9 +20,13 @@ from serveproof.hardware.machines import Machine, machines_of
 
 # A minute on two CPU cores, seconds on a GPU; what decides a gate of 2 % takes tens of thousands of tokens.
 AUTO_TOKENS = {"cpu": 11008, "cuda": 131072}
-# Seconds a scenario on two CPU cores, and enough requests in them; on a GPU lengths as in chats, and MLPerf's SLO.
+# The model of the key `model`, as the rule prepare_model leaves it.
+PREPARED = "prepared"
+# Seconds a scenario on two CPU cores with real weights, and enough requests in them; on a GPU a shape that fills it,
+# lengths as in chats, and MLPerf's SLO.
 AUTO_SERVING = {
     "cpu": {
+        "model": PREPARED,
         "duration_s": 10,
         "concurrency": 32,
         "prompts": "lognormal:16:0.5:48",
@@ -30,15 +34,18 @@ AUTO_SERVING = {
         "long_tokens": 256,
         "slo": "2000:200",
         "server_options": "--token-budget 64",
+        "client_processes": 1,
     },
     "cuda": {
-        "duration_s": 60,
+        "model": "llama-1b",
+        "duration_s": 30,
         "concurrency": 128,
         "prompts": "lognormal:256:0.8:1024",
         "outputs": "lognormal:128:0.6:512",
         "long_tokens": 6144,
         "slo": "server",
         "server_options": "",
+        "client_processes": 4,
     },
 }
 # Precisions that are calibrated on tokens of the text (serveproof.engine.calibration's, which imports torch).

@@ -41,7 +41,7 @@ def test_autos_follow_the_hardware_named() -> None:
     found = config.resolve(GOOD | {"hardware": "2x_h200"}, cores=8)
     assert tiers(found, "2x_h200") == {"gpu", "reference"}
     assert found.tokens == {"2x_h200": config.AUTO_TOKENS["cuda"]}
-    assert (found.serving["2x_h200"]["slo"], found.serving["2x_h200"]["duration_s"]) == ("server", 60)
+    assert (found.serving["2x_h200"]["slo"], found.serving["2x_h200"]["duration_s"]) == ("server", 30)
     machine = found.machines["2x_h200"]
     assert (machine.cpus, machine.pair_cpus, machine.gpu_request) == (8, 4, ("", 2))
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from serveproof.errors import UserError
-from serveproof.pairs import ROOT
-from serveproof.results import ModelRecord, read
 
 # architecture -> (queries and keys are normed, mixture of experts)
 FAMILIES = {
@@ -19,7 +17,6 @@ FAMILIES = {
     "MixtralForCausalLM": (False, True),
     "Qwen3MoeForCausalLM": (True, True),
 }
-SHAPES = ROOT / "config" / "models"
 MODEL_TYPES = {"llama": "Llama", "qwen3": "Qwen3", "mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe"}
 SUPPORTED = f"{', '.join(FAMILIES)} (RMSNorm, RoPE, GQA, SwiGLU, no biases, no sliding window)"
 
@@ -196,23 +193,3 @@ def _rope_scaling(rope: dict[str, Any], context: int, where: str) -> RopeScaling
         )
     known = "default, linear, dynamic, llama3 and yarn"
     raise UserError(f"{where}: RoPE scaling {kind!r} is not supported; supported are {known}")
-
-
-def find_model(name: str) -> Path:
-    """What a user names as a model: a directory, a config.json, or a shape of config/models."""
-    shape = SHAPES / f"{name}.json"
-    path = shape if shape.exists() else Path(name)
-    if not path.exists():
-        shapes = ", ".join(sorted(file.stem for file in SHAPES.glob("*.json")))
-        raise UserError(f"--model {name}: no such directory, config.json or shape; the shapes are {shapes}")
-    return path
-
-
-def model_name(path: Path) -> str:
-    """How a record calls what `find_model` found; a directory that prepare_model wrote by the model in it."""
-    if not path.is_dir():
-        return path.stem
-    try:
-        return read(path / "model.json", ModelRecord).name
-    except UserError:  # not there, or somebody else's
-        return path.name

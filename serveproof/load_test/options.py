@@ -18,6 +18,7 @@ from serveproof.load_records import SLOS, Slo
 from serveproof.load_test import lengths, prompts, server_process
 from serveproof.load_test.scenarios import Workload
 from serveproof.load_test.session import Target
+from serveproof.model_names import find_model
 from serveproof.results import HardwareRecord, read
 
 API_KEY = "SERVEPROOF_API_KEY"
@@ -44,7 +45,9 @@ class Setting:
 def add(parser: argparse.ArgumentParser) -> None:
     """The shared options."""
     parser.add_argument("--key", default="cpu", help="hardware key: cpu, h200, ...")
-    parser.add_argument("--model", type=Path, help="model directory: the server is started with it")
+    parser.add_argument(
+        "--model", help="the server is started with it: a model directory, llama-1b, llama-8b or a config.json"
+    )
     parser.add_argument("--base-url", help="drive a running server instead (vLLM, SGLang, ...)")
     parser.add_argument(
         "--server", help=f"{', '.join(server_process.VARIANTS)}; first_come by default. With --base-url a name for it"
@@ -92,18 +95,19 @@ def opened(arguments: argparse.Namespace, capacity_per_s: float | None = None) -
         raise UserError("--tensor-parallel is for the server that --model starts, and 1 or more")
     slo = slo_of(arguments.slo)
     sizes = lengths.parse(arguments.prompts, "--prompts"), lengths.parse(arguments.outputs, "--outputs")
-    made = prompts.choose(arguments.model, arguments.text, arguments.route)
+    model = find_model(arguments.model) if arguments.model else None
+    made = prompts.choose(model, arguments.text, arguments.route)
     server = arguments.server or ("external" if arguments.base_url else "first_come")
     own: tuple[str, ...] = ()
     ranks = arguments.tensor_parallel
-    if arguments.model:
+    if model:
         own = () if ranks == 1 else ("--tensor-parallel", str(ranks))
         own += (*server_process.options_of(server, slo, capacity_per_s), *arguments.server_options.split())
     device = device_of(arguments.key)
     started = (
         nullcontext((arguments.base_url.rstrip("/"), "running already"))
-        if arguments.base_url
-        else server_process.started(arguments.model, own, arguments.log, arguments.threads)
+        if model is None
+        else server_process.started(model, own, arguments.log, arguments.threads)
     )
     with nullcontext() if arguments.base_url else lease(device, gpus=ranks), started as (base_url, command):
         api_key = os.environ.get(API_KEY, "")

@@ -18,11 +18,12 @@ from types import FrameType
 import uvicorn
 
 from serveproof import script
-from serveproof.engine.config import find_model, model_name, read_config
+from serveproof.engine.config import read_config
 from serveproof.engine.policies import POLICIES
 from serveproof.engine.settings import CACHES, COMPUTE, WEIGHTS, Settings
 from serveproof.errors import UserError
 from serveproof.hardware.key import detect, device_of
+from serveproof.model_names import find_model, model_name
 from serveproof.server.app import make_app, observe
 from serveproof.server.chat import ChatTemplate, load_template
 from serveproof.server.engine_client import EngineClient

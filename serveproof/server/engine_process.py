@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from serveproof import script
-from serveproof.engine.config import find_model
 from serveproof.engine.engine import Engine, Output
 from serveproof.engine.kv_cache import DTYPES
 from serveproof.engine.linear import prepare_
@@ -31,6 +30,7 @@ from serveproof.engine.parallel import SINGLE, Group
 from serveproof.engine.start import start_with
 from serveproof.errors import UserError
 from serveproof.hardware.start import start_torch
+from serveproof.model_names import find_model
 from serveproof.orphans import die_with_parent
 from serveproof.server.frames import EngineEnd
 from serveproof.server.tokens import load_tokenizer_of

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from serveproof.engine.config import SHAPES, model_name
 from serveproof.engine.loader import INDEX, load_model, weight_files
 from serveproof.errors import UserError
+from serveproof.model_names import SHAPES, model_name
 
 
 @pytest.fixture
