@@ -189,7 +189,7 @@ def serving_of(name):
 
 
 def served_model(setting):
-    """What --model is for a rule that serves: `setting`, or where that is `prepared` the prepared model's folder."""
+    """The --model of what serves: `setting`, or where that is `prepared` the prepared model's folder."""
 
     def value(wildcards, input):
         chosen = setting

@@ -16,6 +16,7 @@ import pytest
 from serveproof.errors import UserError
 from serveproof.load_records import LoadRecord, SweepRecord
 from serveproof.load_test import options, server_process
+from serveproof.model_names import SHAPES
 from serveproof.results import read
 from serveproof.tables import REQUESTS_SCHEMA, TELEMETRY_SCHEMA
 
@@ -170,6 +171,12 @@ def test_a_closed_loop_that_fills_no_server_is_told(
     assert "that is no capacity; raise --concurrency or --duration" in said
 
 
+def test_a_shape_is_named_as_the_server_names_it(call: Callable[..., None], fake_server: Path, tmp_path: Path) -> None:
+    call("inference_server_load_test", *small(Path("tiny"), tmp_path / "o"), "--duration", 1, "--rate", 5,
+         "--scenario", "steady")  # fmt: skip
+    assert f"--model {SHAPES / 'tiny.json'}" in read(tmp_path / "o" / "steady.json", LoadRecord).server_command
+
+
 def test_a_trace_is_replayed_by_its_own_clock(call: Callable[..., None], fake_server: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     lines = [f'{{"timestamp": {at}, "input_length": {9 + at % 7}, "output_length": 2}}' for at in range(0, 3000, 100)]
@@ -244,7 +251,9 @@ def test_bad_input_is_one_line(
     assert "--closed-loop at least 1" in main_error(script, *model, "--runs", 0)
     assert "--closed-loop at least 1" in main_error(script, *model, "--closed-loop", 0)
     assert "one of the two" in main_error(script, *model, "--closed-loop", 2, "--trace", "x.csv")
-    assert "vocab_size" in main_error(script, "--model", tmp_path / "nowhere")
+    assert "the shapes are llama-1b" in main_error(script, "--model", tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "vocab_size" in main_error(script, "--model", tmp_path / "empty")
     assert "is that a server" in main_error(script, "--base-url", "http://127.0.0.1:9")
     assert "not an http" in main_error(script, "--base-url", "ftp://x")
 
