@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import polars as pl
@@ -20,6 +19,7 @@ from serveproof.results import Estimate
 from serveproof.tables import REQUESTS_SCHEMA
 
 ERRORS_SHOWN = 5
+SHARES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,13 @@ def quantiles(values: Floats) -> Quantiles | None:
     """Percentiles (linear interpolation, as numpy's and vLLM's) with block bootstrap intervals; None without values."""
     if not len(values):
         return None
-    p50, p90, p99 = (_quantile(values, share) for share in (0.5, 0.9, 0.99))
+    p50, p90, p99 = bootstrap.quantiles(values, SHARES, "ms") or [_range(values, share) for share in SHARES]
     return Quantiles(len(values), float(values.mean()), p50, p90, p99, float(values.max()))
 
 
-def _quantile(values: Floats, share: float) -> Estimate:
-    interval = bootstrap.interval(values, partial(np.quantile, q=share), "ms")
-    value = float(np.quantile(values, share))
-    # too few to say how sure it is: the whole range
-    return interval or Estimate(value, float(values.min()), float(values.max()), "ms", 1.0)
+def _range(values: Floats, share: float) -> Estimate:
+    """Of too few to say how sure it is: the whole range."""
+    return Estimate(float(np.quantile(values, share)), float(values.min()), float(values.max()), "ms", 1.0)
 
 
 def summarize(

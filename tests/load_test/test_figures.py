@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -221,8 +222,36 @@ def test_block_intervals_cover_where_independent_draws_do_not() -> None:
     assert hits["single"] < 0.6 * 150, hits
 
 
+@pytest.mark.parametrize("size", [8, 9, 41, 700])
+def test_quantiles_from_one_sort_are_those_of_each_resample(size: int) -> None:
+    generator = np.random.default_rng(size)
+    values = np.round(
+        np.convolve(generator.exponential(9.0, size), np.ones(4), "same"), 1
+    )  # ties, and neighbours alike
+    found = bootstrap.quantiles(values, (0.5, 0.9, 0.99), "ms")
+    assert found
+    for share, one in zip((0.5, 0.9, 0.99), found, strict=True):
+        each = bootstrap.interval(values, partial(np.quantile, q=share), "ms")
+        assert each
+        assert (one.low, one.value, one.high) == pytest.approx((each.low, each.value, each.high))
+
+
+@pytest.mark.parametrize("memory", [0.0, 0.5, 0.95])
+def test_a_block_is_twice_the_lag_at_which_correlation_ends(memory: float) -> None:
+    noise = np.random.default_rng(3).normal(size=600)
+    series = np.empty(600)
+    series[0] = noise[0]
+    for place in range(1, 600):
+        series[place] = memory * series[place - 1] + noise[place]
+    centred = series - series.mean()
+    correlations = [(centred[:-lag] * centred[lag:]).sum() / (centred * centred).sum() for lag in range(1, 120)]
+    ends = next(lag for lag, r in enumerate(correlations, 1) if abs(r) < 2 / np.sqrt(600))
+    assert bootstrap.block_length(series) == min(max(9, 2 * ends), 120)
+
+
 def test_few_values_have_no_interval() -> None:
     assert bootstrap.interval(np.ones(7), np.mean, "ms") is None
+    assert bootstrap.quantiles(np.ones(7), (0.5,), "ms") is None
     found = bootstrap.interval(np.ones(8), np.mean, "ms")
     assert found
     assert (found.low, found.value, found.high) == (1, 1, 1)
