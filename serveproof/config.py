@@ -39,12 +39,12 @@ AUTO_SERVING = {
     "cuda": {
         "model": "llama-1b",
         "duration_s": 30,
-        "concurrency": 128,
+        "concurrency": 256,
         "prompts": "lognormal:256:0.8:1024",
         "outputs": "lognormal:128:0.6:512",
         "long_tokens": 6144,
         "slo": "server",
-        "server_options": "",
+        "server_options": "--max-running 256",
         "client_processes": 4,
     },
 }
