@@ -24,7 +24,8 @@ Propose = Callable[[list[int], int], tuple[int, ...]]
 class Limits:
     """max_running sequences at a time, token_budget of a step, max_model_len of a sequence, drafts a sequence and step.
 
-    chunked: long prompts are computed in pieces as the budget allows; else a prompt is one piece, alone if it must be.
+    chunked: long prompts are computed in pieces as the budget allows, beside the decodes; else a prompt is one piece,
+    in a step of prompts that goes before the decodes, alone if it must be.
     swap: a preempted sequence's blocks go to host memory while there is room there; else they are computed again.
     """
 
@@ -85,8 +86,10 @@ class Scheduler:
         self._out = []
         swapped_in: list[tuple[int, int]] = []
         decodes: list[Chunk] = []
-        left, pending = self._decode(decodes, left)
         prefills: list[Chunk] = []
+        pending, chunked = True, self.limits.chunked
+        if chunked:
+            left, pending = self._decode(decodes, left)
         for sequence in self.running if pending else ():
             if left and len(sequence.tokens) - sequence.computed > 1:
                 left -= self._prefill(prefills, sequence, left, alone=not (decodes or prefills))
@@ -101,6 +104,8 @@ class Scheduler:
                 left -= 1
             else:
                 left -= self._prefill(prefills, sequence, left, alone=not (decodes or prefills))
+        if not (chunked or decodes or prefills):
+            self._decode(decodes, left)
         chunks = decodes + prefills
         if not (chunks or self._out):
             return None

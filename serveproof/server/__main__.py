@@ -141,7 +141,7 @@ def work(given: argparse.Namespace) -> None:
     metrics = EngineMetrics(model.name)
     job = Job(given.model, settings_of(given), threads, given.tensor_parallel)
     client = EngineClient(job, given.stall_s, lambda batch: observe(metrics, batch))
-    gate = Gate(given.max_running + given.max_queue)
+    gate = Gate(given.max_running + given.max_queue, fair=given.policy == "fair")
     app = make_app(model, client, gate, metrics)
     guard = Guard(
         app,

@@ -36,18 +36,19 @@ class Answering:
         self.top_logprobs = top_logprobs
         self.choices = answers.choices_of(requests)
         self.begun_s = time.monotonic()
-        gate.enter(len(requests))
+        self.tenant = requests[0].tenant
+        gate.enter(len(requests), self.tenant)
         try:
             self.answer = client.submit(requests)
         except EngineGone as error:
-            gate.leave(len(requests))
+            gate.leave(len(requests), self.tenant)
             raise ApiError(503, str(error), headers={"Retry-After": "1"}) from None
 
     def close(self) -> None:
         """Give up what is still open; once."""
         if self.choices:
             self.client.forget(self.answer)
-            self.gate.leave(len(self.choices))
+            self.gate.leave(len(self.choices), self.tenant)
             self.choices = {}
 
     async def _taken(self) -> AsyncIterator[list[tuple[Choice, Any]]]:

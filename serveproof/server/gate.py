@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter, deque
 
 from serveproof.server.errors import ApiError
 
@@ -12,13 +12,18 @@ LOOK_BACK_S, LONGEST_WAIT_S = 10.0, 60
 
 
 class Gate:
-    """most: choices that may run and wait together. closed: why nobody comes in any more; '' while it is open."""
+    """most: choices that may run and wait together. closed: why nobody comes in any more; '' while it is open.
 
-    def __init__(self, most: int) -> None:
-        self.most, self.inside, self.closed = most, 0, ""
+    fair: who fills the queue shuts out nobody else. A tenant that has less than an equal share of `most` comes in all
+    the same, until there are twice as many: names are the clients' own, and may be many.
+    """
+
+    def __init__(self, most: int, fair: bool = False) -> None:
+        self.most, self.fair, self.closed = most, fair, ""
+        self.inside: Counter[str] = Counter()
         self.ended_s: deque[float] = deque()
 
-    def enter(self, count: int) -> None:
+    def enter(self, count: int, tenant: str) -> None:
         """Let so many choices in. ApiError 429 when they would be too many, saying when there may be room; 503 when it
         is closed."""
         if self.closed:
@@ -27,15 +32,22 @@ class Gate:
             raise ApiError(
                 400, f"{count} choices at once are more than this server takes ({self.most}); ask for fewer", "n"
             )
-        if self.inside + count > self.most:
-            wait_s = self.wait_s(self.inside + count - self.most)
-            said = f"the server has {self.inside} requests of at most {self.most}; try again in {wait_s} s"
+        inside = self.inside.total()
+        if inside + count > self.most and not self._owed(inside, count, tenant):
+            wait_s = self.wait_s(inside + count - self.most)
+            said = f"the server has {inside} requests of at most {self.most}; try again in {wait_s} s"
             raise ApiError(429, said, code="overloaded", headers={"Retry-After": str(wait_s)})
-        self.inside += count
+        self.inside[tenant] += count
 
-    def leave(self, count: int) -> None:
+    def _owed(self, inside: int, count: int, tenant: str) -> bool:
+        tenants = len(self.inside.keys() | {tenant})
+        return self.fair and inside + count <= 2 * self.most and self.inside[tenant] + count <= self.most // tenants
+
+    def leave(self, count: int, tenant: str) -> None:
         """So many choices have ended."""
-        self.inside -= count
+        self.inside[tenant] -= count
+        if not self.inside[tenant]:
+            del self.inside[tenant]
         now = time.monotonic()
         self.ended_s.extend([now] * count)
         self._forget(now)

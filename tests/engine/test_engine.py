@@ -115,6 +115,33 @@ def test_preemption_by_recompute_and_by_swap() -> None:
         assert engine.snapshot().preemptions > 0
 
 
+class Recorded(FakeRunner):
+    """Keeps how many tokens of each sequence every step computed."""
+
+    def __init__(self, page_size: int) -> None:
+        super().__init__(page_size)
+        self.steps: list[list[int]] = []
+
+    def launch(self, step: Step) -> Ready:
+        self.steps.append([chunk.length for chunk in step.chunks])
+        return super().launch(step)
+
+
+@pytest.mark.parametrize(("chunked", "steps"), [(False, [[40], [1, 1]]), (True, [[1, 15], [1, 15], [1, 10], [1, 1]])])
+def test_a_whole_prompt_goes_before_the_decodes(chunked: bool, steps: list[list[int]]) -> None:
+    """One that is longer than what the decodes leave of the budget must not wait until nothing decodes."""
+    runner = Recorded(4)
+    engine = make(chunked=chunked, runner=runner, overlap=False)
+    engine.add("short", [1, 2, 4], SamplingParams(max_tokens=30, ignore_eos=True))
+    for _ in range(3):
+        engine.step()
+    runner.steps.clear()
+    engine.add("long", [5, 6, 0, 1] * 10, SamplingParams(max_tokens=9, ignore_eos=True))
+    for _ in steps:
+        engine.step()
+    assert runner.steps == steps
+
+
 def test_what_can_never_fit_is_refused_at_once() -> None:
     engine = make(blocks=5, page=4)
     with pytest.raises(UserError, match=r"needs 6 cache blocks of 4 tokens .* the cache has 4"):

@@ -112,14 +112,32 @@ def test_templates_are_found_where_models_keep_them(tmp_path: Path) -> None:
 
 def test_a_full_queue_says_when_to_come_back() -> None:
     gate = Gate(4)
-    gate.enter(3)
+    gate.enter(3, "a")
     with pytest.raises(ApiError) as caught:
-        gate.enter(2)
+        gate.enter(2, "b")
     assert (caught.value.status, caught.value.headers) == (429, {"Retry-After": "1"})
     with pytest.raises(ApiError) as never:
-        gate.enter(5)
+        gate.enter(5, "a")
     assert never.value.status == 400
-    gate.leave(3)
-    gate.enter(4)
+    gate.leave(3, "a")
+    gate.enter(4, "a")
     # three ended within ten seconds: one more takes a little over three
     assert gate.wait_s(1) == 4
+
+
+def test_a_greedy_tenant_shuts_nobody_out_of_a_fair_queue() -> None:
+    gate = Gate(8, fair=True)
+    gate.enter(8, "greedy")
+    gate.enter(4, "modest")
+    for tenant in ("greedy", "modest"):
+        with pytest.raises(ApiError, match="12 requests of at most 8"):
+            gate.enter(1, tenant)
+    gate.enter(2, "other")
+    for number in range(2):
+        gate.enter(1, f"name {number}")
+    with pytest.raises(ApiError, match="16 requests"):
+        gate.enter(1, "one more name")  # twice the bound is never passed, however many names there are
+    gate.leave(8, "greedy")
+    gate.leave(4, "modest")
+    gate.enter(4, "greedy")
+    assert gate.inside == {"other": 2, "name 0": 1, "name 1": 1, "greedy": 4}
