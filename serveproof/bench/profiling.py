@@ -110,14 +110,15 @@ def count_side(job: Job, case: Case, side: str, profile: Profile, metrics: list[
     """One side under Nsight Compute, in a process of its own."""
     kernels = profile.launches.kernels if profile.launches else 0.0
     many = kernels > MOST_COUNTED
-    if many:
-        profile.notes.append(f"counted: a call's first {MOST_COUNTED} operations; it has {kernels:.0f} kernels")
     fields = {name: getattr(job, name) for name in Job.__struct_fields__}
     asked = CounterJob(**fields, metrics=metrics, most_operations=MOST_COUNTED if many else 0, limit_s=COUNTING_LIMIT_S)
     asked.mode, asked.side, asked.cases, asked.served = "count", side, [case], {case.case: profile.backend}
     answer, failure = answered(asked, COUNTING_WORKER, COUNTING_LIMIT_S + 10)
     if not failure:
-        return msgspec.json.decode(answer, type=CounterReply)
+        reply = msgspec.json.decode(answer, type=CounterReply)
+        if many and 0 < len(reply.kernels) < kernels:  # a CUDA graph is one operation, and all its kernels are counted
+            profile.notes.append(f"counted: a call's first {len(reply.kernels)} of {kernels:.0f} kernels")
+        return reply
     last = failure.strip().splitlines()[-1]
     return CounterReply(reason=f"no hardware counters within {COUNTING_LIMIT_S} s: the process ended with {last[:200]}")
 

@@ -153,8 +153,16 @@ def test_counters_go_into_the_profiles_that_passed(tmp_path: Path, monkeypatch: 
     assert profiles["c"]["baseline"].counters == []
     assert "killed" in profiles["c"]["baseline"].notes[0]
     assert [row.kernel for row in profiles["c"]["optimized"].counters] == ["k"]
-    assert "first 100 operations" in profiles["c"]["optimized"].notes[0]
+    assert "counted: a call's first 1 of 10000 kernels" in profiles["c"]["optimized"].notes
     assert raw["c"]["optimized"][0].name == "k"
+
+
+def test_a_graph_is_one_operation_and_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    replied = b'{"kernels":[' + b",".join([b'{"name":"k","metrics":{}}'] * 321) + b'],"reason":""}'
+    monkeypatch.setattr(profiling, "answered", lambda *_: (replied, ""))
+    profile = Profile("passed", launches=Launches(321.0, 1.0, 4.1, 0.3, 0.02, False))
+    assert len(profiling.count_side(job("cuda"), job("cuda").cases[0], "optimized", profile, []).kernels) == 321
+    assert profile.notes == []
 
 
 def test_without_nsight_systems_a_note_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
