@@ -82,14 +82,18 @@ def values(requests: Iterable[Served], name: str) -> Floats:
     return np.asarray([value for value in found if value is not None], dtype=np.float64)
 
 
-def tokens_between(requests: Iterable[Served], start_ns: int, begin_s: float, end_s: float) -> int:
-    """Output tokens that arrived in [begin_s, end_s), whoever asked for them and when."""
-    total = 0
+def token_rates(requests: Iterable[Served], start_ns: int, begin_s: float, end_s: float) -> Floats:
+    """Output tokens a second that arrived in [begin_s, end_s), whoever asked for them and when, in each of equal
+    slices of about a second."""
+    slices = max(1, round(end_s - begin_s))
+    width_s = (end_s - begin_s) / slices
+    counts = np.zeros(slices)
     for one in requests:
         stamps = (np.asarray(one.outcome.chunk_ns, dtype=np.int64) - start_ns) / 1e9
         inside = (stamps >= begin_s) & (stamps < end_s)
-        total += int(np.asarray(one.outcome.chunk_tokens, dtype=np.int64)[inside].sum())
-    return total
+        at = np.minimum((stamps[inside] - begin_s) // width_s, slices - 1).astype(np.int64)
+        counts += np.bincount(at, np.asarray(one.outcome.chunk_tokens, dtype=np.float64)[inside], slices)
+    return counts / width_s
 
 
 def outstanding(requests: Sequence[Served], at_s: Floats) -> npt.NDArray[np.int64]:

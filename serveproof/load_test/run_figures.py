@@ -24,11 +24,13 @@ SHARES = (0.5, 0.9, 0.99)
 
 @dataclass(frozen=True)
 class Run:
-    """A run's requests in figures and its record."""
+    """A run's requests in figures and its record. output_tokens_per_s: with the interval of its seconds; None in too
+    few of them."""
 
     record: LoadRun
     requests: list[Served]
     window: tuple[float, float]
+    output_tokens_per_s: Estimate | None
 
     def inside(self) -> list[Served]:
         """The requests that arrived in the window."""
@@ -64,7 +66,8 @@ def summarize(
     inside = [one for one in requests if begin <= one.intended_s < end]
     window_s = end - begin
     good = np.asarray([one.good(slo) for one in inside], dtype=np.float64)
-    output_per_s = metrics.tokens_between(requests, driven.start_ns, begin, end) / window_s
+    rates = metrics.token_rates(requests, driven.start_ns, begin, end)
+    output_per_s = float(rates.mean())
     lags = [metrics.send_lag_ms(one) for one in requests]
     tpot = quantiles(metrics.values(inside, "tpot"))
     joules, why = energy(begin, end)
@@ -100,7 +103,7 @@ def summarize(
         cost_per_million_tokens=1e6 * price_per_hour / 3600 / output_per_s if price_per_hour and output_per_s else None,
         first_errors=list(dict.fromkeys(one.outcome.reason for one in requests if not one.ok))[:ERRORS_SHOWN],
     )
-    return Run(record, requests, (begin, end))
+    return Run(record, requests, (begin, end), bootstrap.interval(rates, np.mean, "tokens/s"))
 
 
 def _by_tenant(requests: Sequence[Served]) -> dict[str, list[Served]]:
@@ -133,7 +136,7 @@ def tenants(requests: Sequence[Served], driven: Driven, begin: float, end: float
                 ttft_p90_ms=shares[1],
                 ttft_p99_ms=shares[2],
                 tpot_p50_ms=float(np.median(tpot)) if len(tpot) else None,
-                output_tokens_per_s=metrics.tokens_between(own, driven.start_ns, begin, end) / (end - begin),
+                output_tokens_per_s=float(metrics.token_rates(own, driven.start_ns, begin, end).mean()),
                 service_asked=_asked(inside, driven),
                 service_got=float(amounts[(times >= begin) & (times < end)].sum()),
             )

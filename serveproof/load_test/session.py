@@ -104,7 +104,7 @@ def figures(runs: Sequence[Run], timeout_s: float) -> dict[str, Estimate]:
         low, high = (first.good_per_s * end / share.value for end in (share.low, share.high))
         per_s = Estimate(first.good_per_s, low, high, "requests/s")
     add("good_per_s", "requests/s", lambda record: record.good_per_s, per_s)
-    add("output_tokens_per_s", "tokens/s", lambda record: record.output_tokens_per_s, None)
+    add("output_tokens_per_s", "tokens/s", lambda record: record.output_tokens_per_s, runs[0].output_tokens_per_s)
     for name, of_each in (
         ("modest_ttft_p90_ms", [_modest_ttft(run, timeout_s) for run in runs]),
         ("others_stall_p90_ms", [_others_stalls(run) for run in runs]),

@@ -14,7 +14,7 @@ import polars as pl
 
 from serveproof.errors import UserError
 from serveproof.hardware.key import nvml, visible_gpus
-from serveproof.load_test.metrics import Served, outstanding, tokens_between
+from serveproof.load_test.metrics import Served, outstanding, token_rates
 from serveproof.tables import TELEMETRY_SCHEMA
 from serveproof.telemetry import scrape
 
@@ -101,7 +101,7 @@ class Watch:
                     "waiting": sample.waiting,
                     "cache_usage": sample.cache_usage,
                     "under_way": int(outstanding(requests, np.asarray([second]))[0]),
-                    "output_tokens_per_s": tokens_between(requests, start_ns, second - PERIOD_S, second) / PERIOD_S,
+                    "output_tokens_per_s": float(token_rates(requests, start_ns, second - PERIOD_S, second).mean()),
                     "power_w": power,
                 }
             )

@@ -50,8 +50,9 @@ def test_one_request_by_hand() -> None:
 
 def test_a_window_counts_tokens_when_they_arrive() -> None:
     requests = [one(1, 0, [500, 1500, 2500], tokens=[1, 3, 5])]
-    assert metrics.tokens_between(requests, 0, 1.0, 2.0) == 3
-    assert metrics.tokens_between(requests, 0, 0.0, 3.0) == 9
+    assert metrics.token_rates(requests, 0, 1.0, 2.0).tolist() == [3]
+    each = metrics.token_rates(requests, 0, 0.0, 3.0)
+    assert (len(each), each[1], each.sum()) == (3, 3, 9)
     assert metrics.outstanding(requests, np.asarray([-0.1, 0.0, 2.0, 2.6])).tolist() == [0, 1, 1, 0]
 
 
