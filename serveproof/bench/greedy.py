@@ -67,12 +67,12 @@ def held_against(model: Llama, prompts: list[list[int]], answers: Answers) -> tu
     device = model.embed_tokens.weight.device
     for prompt, own in zip(prompts, answers.tokens, strict=True):
         hidden_LD = model.full(torch.tensor([prompt + own], device=device))[0]
-        log_p_AV = model.logits(hidden_LD[len(prompt) - 1 : -1]).float().log_softmax(-1)
-        tokens_A = torch.tensor(own, device=device)
-        chosen_A = log_p_AV.gather(1, tokens_A[:, None])[:, 0]
-        nll.append((-chosen_A).tolist())
-        # a tie is no other choice: bf16 logits often have one
-        short_A = log_p_AV.max(-1).values - chosen_A
+        logits_AV = model.logits(hidden_LD[len(prompt) - 1 : -1]).float()
+        tokens_A1 = torch.tensor(own, device=device)[:, None]
+        nll.append((-logits_AV.log_softmax(-1).gather(1, tokens_A1)[:, 0]).tolist())
+        # A tie is no other choice: bf16 logits often have one. Between logits the steps stay whole, which a softmax's
+        # rounding breaks.
+        short_A = logits_AV.max(-1).values - logits_AV.gather(1, tokens_A1)[:, 0]
         others = (short_A > 0).nonzero()[:, 0].tolist()
         first.append(others[0] if others else None)
         gap = max(gap, float(short_A[others[0]]) if others else 0.0)

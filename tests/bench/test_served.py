@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,19 @@ def test_other_tokens_are_found_where_they_begin(problem: tuple[Path, Problem]) 
     assert (check.identical, check.first_divergence) == (0, [4])
     assert check.largest_gap_nats > 0
     assert len(nll[0]) == 6
+
+
+def test_two_steps_of_bf16_are_two_steps() -> None:
+    """A softmax between made 0.25000006 of them, which is more than a tie may have."""
+    logits_AV = torch.zeros(6, 1000, dtype=torch.bfloat16)
+    logits_AV[:, 1], logits_AV[:, 2], logits_AV[:, 3] = 20.25, 20.0, 19.75
+    model = SimpleNamespace(
+        embed_tokens=SimpleNamespace(weight=logits_AV),
+        full=lambda ids: torch.zeros(1, ids.shape[1], 1),
+        logits=lambda hidden_LD: logits_AV[: len(hidden_LD)],
+    )
+    check, _ = held_against(model, [[5]], Answers([[2] * 6], [[0.0] * 6], 0))  # type: ignore[arg-type]
+    assert (check.first_divergence, check.largest_gap_nats) == ([0], 0.25)
 
 
 def test_a_map_has_every_layer_and_kind(tiny_llama: Callable[..., Any]) -> None:
