@@ -82,16 +82,31 @@ def values(requests: Iterable[Served], name: str) -> Floats:
     return np.asarray([value for value in found if value is not None], dtype=np.float64)
 
 
-def token_rates(requests: Iterable[Served], start_ns: int, begin_s: float, end_s: float) -> Floats:
-    """Output tokens a second that arrived in [begin_s, end_s), whoever asked for them and when, in each of equal
-    slices of about a second."""
+def good_rates(requests: Iterable[Served], slo: Slo, begin_s: float, end_s: float) -> Floats:
+    """Requests a second that ended well in [begin_s, end_s), whenever they arrived, in each slice of it."""
+    slices, width_s = _slices(begin_s, end_s)
+    done = np.asarray([one.done_s for one in requests if one.good(slo) and begin_s <= one.done_s < end_s])
+    return np.bincount(_slice_of(done, begin_s, slices, width_s), minlength=slices) / width_s
+
+
+def _slices(begin_s: float, end_s: float) -> tuple[int, float]:
+    """Equal slices of about a second: (how many, how long)."""
     slices = max(1, round(end_s - begin_s))
-    width_s = (end_s - begin_s) / slices
+    return slices, (end_s - begin_s) / slices
+
+
+def _slice_of(times_s: Floats, begin_s: float, slices: int, width_s: float) -> npt.NDArray[np.int64]:
+    return np.minimum((times_s - begin_s) // width_s, slices - 1).astype(np.int64)
+
+
+def token_rates(requests: Iterable[Served], start_ns: int, begin_s: float, end_s: float) -> Floats:
+    """Output tokens a second that arrived in [begin_s, end_s), whoever asked for them and when, in each slice of it."""
+    slices, width_s = _slices(begin_s, end_s)
     counts = np.zeros(slices)
     for one in requests:
         stamps = (np.asarray(one.outcome.chunk_ns, dtype=np.int64) - start_ns) / 1e9
         inside = (stamps >= begin_s) & (stamps < end_s)
-        at = np.minimum((stamps[inside] - begin_s) // width_s, slices - 1).astype(np.int64)
+        at = _slice_of(stamps[inside], begin_s, slices, width_s)
         counts += np.bincount(at, np.asarray(one.outcome.chunk_tokens, dtype=np.float64)[inside], slices)
     return counts / width_s
 

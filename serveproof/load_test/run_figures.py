@@ -24,12 +24,13 @@ SHARES = (0.5, 0.9, 0.99)
 
 @dataclass(frozen=True)
 class Run:
-    """A run's requests in figures and its record. output_tokens_per_s: with the interval of its seconds; None in too
-    few of them."""
+    """A run's requests in figures and its record. good_per_s, output_tokens_per_s: with the interval of its seconds;
+    None in too few of them."""
 
     record: LoadRun
     requests: list[Served]
     window: tuple[float, float]
+    good_per_s: Estimate | None
     output_tokens_per_s: Estimate | None
 
     def inside(self) -> list[Served]:
@@ -66,8 +67,9 @@ def summarize(
     inside = [one for one in requests if begin <= one.intended_s < end]
     window_s = end - begin
     good = np.asarray([one.good(slo) for one in inside], dtype=np.float64)
-    rates = metrics.token_rates(requests, driven.start_ns, begin, end)
-    output_per_s = float(rates.mean())
+    token_rates = metrics.token_rates(requests, driven.start_ns, begin, end)
+    good_rates = metrics.good_rates(requests, slo, begin, end)
+    output_per_s = float(token_rates.mean())
     lags = [metrics.send_lag_ms(one) for one in requests]
     tpot = quantiles(metrics.values(inside, "tpot"))
     joules, why = energy(begin, end)
@@ -88,7 +90,7 @@ def summarize(
         answered_share=sum(one.outcome.ending in ANSWERED for one in requests) / len(requests),
         steadiness=steady,
         good_share=bootstrap.interval(good, np.mean, "fraction"),
-        good_per_s=sum(one.good(slo) and begin <= one.done_s < end for one in requests) / window_s,
+        good_per_s=float(good_rates.mean()),
         completed_per_s=sum(one.ok and begin <= one.done_s < end for one in requests) / window_s,
         output_tokens_per_s=output_per_s,
         ttft=quantiles(metrics.values(inside, "ttft")),
@@ -103,7 +105,13 @@ def summarize(
         cost_per_million_tokens=1e6 * price_per_hour / 3600 / output_per_s if price_per_hour and output_per_s else None,
         first_errors=list(dict.fromkeys(one.outcome.reason for one in requests if not one.ok))[:ERRORS_SHOWN],
     )
-    return Run(record, requests, (begin, end), bootstrap.interval(rates, np.mean, "tokens/s"))
+    return Run(
+        record,
+        requests,
+        (begin, end),
+        bootstrap.interval(good_rates, np.mean, "requests/s"),
+        bootstrap.interval(token_rates, np.mean, "tokens/s"),
+    )
 
 
 def _by_tenant(requests: Sequence[Served]) -> dict[str, list[Served]]:

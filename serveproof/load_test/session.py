@@ -99,11 +99,7 @@ def figures(runs: Sequence[Run], timeout_s: float) -> dict[str, Estimate]:
                 lambda record, name=name, part=part: _value(getattr(record, name), part),  # type: ignore[misc]
                 getattr(getattr(first, name), part) if getattr(first, name) else None,
             )
-    share, per_s = first.good_share, None
-    if share and share.value:
-        low, high = (first.good_per_s * end / share.value for end in (share.low, share.high))
-        per_s = Estimate(first.good_per_s, low, high, "requests/s")
-    add("good_per_s", "requests/s", lambda record: record.good_per_s, per_s)
+    add("good_per_s", "requests/s", lambda record: record.good_per_s, runs[0].good_per_s)
     add("output_tokens_per_s", "tokens/s", lambda record: record.output_tokens_per_s, runs[0].output_tokens_per_s)
     for name, of_each in (
         ("modest_ttft_p90_ms", [_modest_ttft(run, timeout_s) for run in runs]),

@@ -53,6 +53,10 @@ def test_a_window_counts_tokens_when_they_arrive() -> None:
     assert metrics.token_rates(requests, 0, 1.0, 2.0).tolist() == [3]
     each = metrics.token_rates(requests, 0, 0.0, 3.0)
     assert (len(each), each[1], each.sum()) == (3, 3, 9)
+    early, late = one(2, 0, [1200, 1400]), one(3, 900, [1000, 2100])
+    assert metrics.good_rates([early, late], Slo(1500, 300), 0.0, 4.0).tolist() == [0, 1, 0, 0]
+    assert metrics.good_rates([early, late], Slo(1500, 2000), 2.0, 4.0).tolist() == [1, 0]
+    assert metrics.good_rates([one(4, 0, [])], Slo(1, 1), 0.0, 2.0).tolist() == [0, 0]
     assert metrics.outstanding(requests, np.asarray([-0.1, 0.0, 2.0, 2.6])).tolist() == [0, 1, 1, 0]
 
 
