@@ -71,7 +71,8 @@ def summarize(
     good_rates = metrics.good_rates(requests, slo, begin, end)
     output_per_s = float(token_rates.mean())
     lags = [metrics.send_lag_ms(one) for one in requests]
-    tpot = quantiles(metrics.values(inside, "tpot"))
+    tpot, gap = quantiles(metrics.values(inside, "tpot")), quantiles(metrics.values(inside, "gap"))
+    others = [one for one in inside if one.kind != "long"]
     joules, why = energy(begin, end)
     invalid = metrics.why_invalid(requests, driven.loop_lag_ms)
     record = LoadRun(
@@ -95,9 +96,9 @@ def summarize(
         output_tokens_per_s=output_per_s,
         ttft=quantiles(metrics.values(inside, "ttft")),
         tpot=tpot,
-        gap=quantiles(metrics.values(inside, "gap")),
+        gap=gap,
         e2e=quantiles(metrics.values(inside, "e2e")),
-        others_gap=quantiles(metrics.values((one for one in inside if one.kind != "long"), "gap")),
+        others_gap=gap if len(others) == len(inside) else quantiles(metrics.values(others, "gap")),
         tokens_per_s_per_user=1e3 / tpot.p50.value if tpot and tpot.p50.value else None,
         tenants=tenants(requests, driven, begin, end, slo),
         fairness=fairness_of(requests, driven, begin, end),
