@@ -19,17 +19,24 @@ if TYPE_CHECKING:  # a change of the worker is a change of what is measured; imp
 
 WORKER = "serveproof.bench.worker"
 LIMIT_S = 1800.0
+BINDING = {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
 
 
-def environment(threads: int) -> dict[str, str]:
-    """The environment of a measuring process: threads counted and bound to cores, the repository importable.
+def environment(job: Job) -> dict[str, str]:
+    """The environment of a measuring process: threads counted, the repository importable.
+
+    One process alone that is timed on a CPU has each thread bound to a core. Nothing else has: OpenMP binds the thread
+    that calls it, and so all that this one starts, to the machine's first core. The launching threads of every process
+    and rank would share that core, and compilers, which start as many workers as they may use cores, would have one.
 
     NVLink multicast stays off unless the user says otherwise: a program that uses it can disturb others' GPUs.
     """
     path = os.pathsep.join(filter(None, (str(pairs.ROOT), os.environ.get("PYTHONPATH"))))
-    bound = {"OMP_NUM_THREADS": str(threads), "OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
+    inherited = {name: value for name, value in os.environ.items() if name not in BINDING}
+    bound = BINDING if job.device == "cpu" and job.ranks == 1 and job.mode == "time" else {}
     quiet = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NVSHMEM_DISABLE_NVLS": "1"}
-    return {**quiet, **os.environ, **bound, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    ours = {"OMP_NUM_THREADS": str(job.threads), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**quiet, **inherited, **bound, **ours}
 
 
 def run_process(job: Job) -> list[CaseReply]:
@@ -58,7 +65,7 @@ def answered(job: Job, worker: str, limit_s: float, prefix: tuple[str, ...] = ()
         started = []
         for rank in range(job.ranks):
             command = [*prefix, sys.executable, "-m", worker, str(job_file), str(Path(folder, f"reply{rank}.json"))]
-            variables = environment(job.threads) | fixed | store | {"RANK": str(rank)}
+            variables = environment(job) | fixed | store | {"RANK": str(rank)}
             printed = Path(folder, f"stderr{rank}").open("w+", errors="replace")  # noqa: SIM115
             started.append((subprocess.Popen(command, env=variables, stdout=printed, stderr=printed), printed))
         failures = [found for process in started if (found := _failure(*process, limit_s))]
