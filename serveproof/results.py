@@ -179,6 +179,7 @@ class SideSummary(Record):
     """One side of a passed measurement.
 
     roofline_fraction: roofline time / measured time, from the measured ceilings.
+    gpu_busy: how long the GPU works in a call, by CUPTI; only where `time` is the host's clock.
     enqueue_ms: how long the host needs to hand one call to the GPU; None on a CPU.
     bound_by: what binds this side: the ceiling that the roofline says, or `launches` when the host takes as long to
     enqueue a call as the device to run it.
@@ -191,6 +192,7 @@ class SideSummary(Record):
     peak_memory_bytes: int
     backend: str
     metrics: dict[str, Metric] = msgspec.field(default_factory=dict)
+    gpu_busy: Estimate | None = None
     enqueue_ms: float | None = None
     bound_by: Literal["", "bytes", "flops", "launches"] = ""
     candidates: list[Candidate] = msgspec.field(default_factory=list)
@@ -237,7 +239,7 @@ class MeasureCase(Record):
 class MeasureRecord(Record):
     """results/{hardware}/pairs/{pair}/measure.json; its samples lie beside it in samples.parquet.
 
-    samples.parquet columns: case str, process i64, round i64, side str, order i64, time_ms f64.
+    samples.parquet columns: case str, process i64, round i64, side str, order i64, time_ms f64, gpu_busy_ms f64.
     """
 
     pair: str

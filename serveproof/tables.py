@@ -12,6 +12,8 @@ SAMPLES_SCHEMA: dict[str, type[pl.DataType]] = {
     "order": pl.Int64,
     "time_ms": pl.Float64,
 }
+# Beside them since 2026-11-28: of the same turn, in a call of its own; null where it was not measured.
+GPU_BUSY = "gpu_busy_ms"
 TOKENS_SCHEMA: dict[str, type[pl.DataType]] = {
     "precision": pl.String,
     "window": pl.Int64,

@@ -179,3 +179,23 @@ def test_a_figure_that_spreads_too_much_gets_no_expectation_and_is_named() -> No
 def test_of_a_case_only_the_figure_that_spreads_is_left_out() -> None:
     on_gpu = expectations.updated(None, "h200", [record(passed(2.0, spread=0.4))])
     assert set(on_gpu.pairs["toy"]["a"].metrics) == {"baseline_ms", "optimized_ms"}
+
+
+def test_what_the_gpu_works_in_a_call_is_judged_where_it_was_measured() -> None:
+    case = passed(2.0)
+    assert case.optimized
+    with_busy = msgspec.structs.replace(
+        case, optimized=msgspec.structs.replace(case.optimized, gpu_busy=estimate(0.5, 0.001))
+    )
+    known = expectations.updated(None, "h200", [record(with_busy)])
+    assert set(known.pairs["toy"]["a"].metrics) == {"speedup", "baseline_ms", "optimized_ms", "optimized_gpu_busy_ms"}
+
+    def verdict(one: MeasureCase) -> Verdict:
+        found = {v.metric: v for v in expectations.judge_pairs([record(one)], known, "h200")}
+        return found["optimized_gpu_busy_ms"]
+
+    slower = msgspec.structs.replace(case.optimized, gpu_busy=estimate(0.525, 0.001))
+    assert verdict(with_busy).verdict == "met"
+    assert verdict(msgspec.structs.replace(case, optimized=slower)).verdict == "regressed"
+    missing = verdict(case)
+    assert (missing.verdict, missing.reason) == ("absent", "expected, but not measured: it takes cupti-python")

@@ -16,7 +16,7 @@ import torch
 from serveproof.bench.timing import Stopwatch
 from serveproof.pairs import Run
 
-CALLS = 7
+CALLS = 11
 # What a back end raises when it can't take a shape, dtype or page size. Anything else is an error of the pair.
 REFUSALS = (NotImplementedError, RuntimeError, ValueError)
 Maker = Callable[[], Run]
@@ -59,7 +59,8 @@ def made(makers: dict[str, Maker]) -> tuple[dict[str, Run], dict[str, str]]:
 def choose(built: Run | dict[str, Maker], watch: Stopwatch, chosen: str = "") -> Choice:
     """The fastest candidate, or the one closure. NotImplementedError with every reason when all refuse.
 
-    chosen: the one that an earlier process chose; no other is made.
+    chosen: the one that an earlier process chose; no other is made. Each one is timed in turns with the fastest so
+    far, so that what drifts falls on both.
 
     With several ranks a candidate counts as refused when any rank refuses it, and its time is the slowest rank's.
     """
@@ -68,21 +69,28 @@ def choose(built: Run | dict[str, Maker], watch: Stopwatch, chosen: str = "") ->
     times_ms: dict[str, float] = {}
     refusals: dict[str, str] = {}
     best: Run | None = None
+    backend = ""
     for name, make in built.items() if not chosen else [(chosen, built[chosen])]:
         runs, refused = made({name: make})
         refused = _any_rank(refused)
         if refused:
             refusals |= refused
             continue
-        watch.time_ms(runs[name], 1)
-        took_ms = _slowest_rank(statistics.median(watch.time_ms(runs[name], 1)[0] for _ in range(CALLS)))
-        if best is None or took_ms < min(times_ms.values()):
-            best = runs[name]
-        times_ms[name] = took_ms
-        del runs
+        tried = runs.pop(name)
+        took_ms = [_slowest_rank(one) for one in in_turns([tried] if best is None else [tried, best], watch)]
+        times_ms[name] = took_ms[0]
+        if took_ms[0] == min(took_ms):
+            best, backend = tried, name
+        del tried
     if best is None:
         raise NotImplementedError("; ".join(f"{name}: {reason}" for name, reason in refusals.items()))
-    return Choice(best, min(times_ms, key=times_ms.__getitem__), times_ms, refusals)
+    return Choice(best, backend, times_ms, refusals)
+
+
+def in_turns(runs: list[Run], watch: Stopwatch) -> list[float]:
+    """Each one's median ms of CALLS calls, after one that isn't counted."""
+    times: list[list[float]] = [[watch.time_ms(run, 1)[0] for run in runs] for _ in range(CALLS + 1)]
+    return [statistics.median(own) for own in zip(*times[1:], strict=True)]
 
 
 def _gathered(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Device time from CUPTI's activity records: the span from the first kernel's start to the last one's end.
+"""Device time from CUPTI's activity records: from the first kernel's start to the last one's end, or while any runs.
 
 CUPTI (package cupti-python) stamps every kernel, copy and fill on the GPU's own clock, so a span holds no event's and
 no launch's overhead. Where the package is missing, or can't start beside another profiler, events are used instead.
@@ -13,7 +13,7 @@ BUFFER_BYTES = 8 * 2**20
 
 
 class CuptiClock:
-    """Collects activity records between begin() and span_ms(). One a process: CUPTI's callbacks are global."""
+    """Collects activity records from begin() to span_ms() or busy_ms(). One a process: CUPTI's callbacks are global."""
 
     def __init__(self) -> None:
         from cupti import cupti
@@ -57,6 +57,17 @@ class CuptiClock:
         if not after:
             raise RuntimeError("CUPTI has no record of a kernel in the timed call: it launches nothing")
         return (max(end for _, end in after) - min(start for start, _ in after)) / 1e6
+
+    def busy_ms(self) -> float:
+        """ms since begin() in which at least one kernel, copy or fill ran."""
+        self.cupti.activity_flush_all(1)
+        busy, seen = 0, 0
+        for start, end in sorted((start, end) for _, start, end in self.spans):
+            busy += max(0, end - max(start, seen))
+            seen = max(seen, end)
+        if not busy:
+            raise RuntimeError("CUPTI has no record of a kernel in the call: it launches nothing")
+        return busy / 1e6
 
 
 _CLOCK: CuptiClock | None = None

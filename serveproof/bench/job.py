@@ -50,7 +50,7 @@ class Job(Record):
 
 
 class CaseReply(Record):
-    """What came of one case; `samples` rows are (round, side, order, time_ms).
+    """What came of one case; `samples` rows are (round, side, order, time_ms), those of `busy` likewise.
 
     times_ms and refusals: of the optimized side's candidates. observed: medians of what the closures told, by side.
     """
@@ -59,6 +59,7 @@ class CaseReply(Record):
     status: Status
     reason: str = ""
     samples: list[tuple[int, str, int, float]] = msgspec.field(default_factory=list)
+    busy: list[tuple[int, str, int, float]] = msgspec.field(default_factory=list)
     repeats: int = 1
     discard_reasons: list[str] = msgspec.field(default_factory=list)
     l2_flush_bytes: int = 0

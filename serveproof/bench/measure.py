@@ -19,27 +19,28 @@ from serveproof.bench.job import Case, CaseReply, Job
 from serveproof.bench.processes import run_process
 from serveproof.hardware.clocks import cpu_pressure_percent
 from serveproof.results import SIDES, Candidate, Ceilings, Estimate, MeasureCase, Metric, SideSummary, Timing
-from serveproof.tables import SAMPLES_SCHEMA
+from serveproof.tables import GPU_BUSY, SAMPLES_SCHEMA
 
 # From here the GPU waits for the host: enqueuing a call takes this share of its time, or more.
 LAUNCH_BOUND = 0.9
 
 
 def samples_frame(replies: list[list[CaseReply]]) -> pl.DataFrame:
-    """All samples as one table, columns as SAMPLES_SCHEMA says; `replies` holds one list per process."""
+    """All samples as one table, columns as SAMPLES_SCHEMA says and GPU_BUSY; `replies` holds one list per process."""
     rows = [
-        (reply.case, process, *sample)
+        (reply.case, process, *sample, busy.get(sample[:3]))
         for process, cases in enumerate(replies)
         for reply in cases
+        for busy in [{one[:3]: one[3] for one in reply.busy}]
         for sample in reply.samples
     ]
-    return pl.DataFrame(rows, schema=SAMPLES_SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=SAMPLES_SCHEMA | {GPU_BUSY: pl.Float64}, orient="row")
 
 
-def times_by_process(samples: pl.DataFrame, case: str, side: str) -> list[statistics.Floats]:
-    """Per process, this side's times in ms."""
-    chosen = samples.filter((pl.col("case") == case) & (pl.col("side") == side))
-    return [group["time_ms"].to_numpy() for _, group in chosen.group_by("process", maintain_order=True)]
+def times_by_process(samples: pl.DataFrame, case: str, side: str, column: str = "time_ms") -> list[statistics.Floats]:
+    """Per process, this side's times in ms, or what `column` holds; nothing of a process that has none of it."""
+    chosen = samples.filter((pl.col("case") == case) & (pl.col("side") == side)).drop_nulls(column)
+    return [group[column].to_numpy() for _, group in chosen.group_by("process", maintain_order=True)]
 
 
 def ratios_by_process(samples: pl.DataFrame, case: str) -> list[statistics.Floats]:
@@ -122,6 +123,7 @@ def summarize(
         throughput: Estimate | None = None
         if "items" in work:
             throughput = statistics.inverted(times[side], 1e3 * work["items"], f"{work['item']}/s")
+        busy = times_by_process(samples, case.case, side, GPU_BUSY)
         backends = Counter(reply.backends.get(side, "") for reply in replies)
         enqueues = [reply.enqueue_ms[side] for reply in replies if side in reply.enqueue_ms]
         enqueue_ms = median(enqueues) if enqueues else None
@@ -136,6 +138,7 @@ def summarize(
                 name: Metric(value=value, unit=unit, note=note)
                 for name, (value, unit, note) in (observed_medians(replies, side) | counted.get(side, {})).items()
             },
+            gpu_busy=statistics.estimate_positive(busy, "ms") if busy else None,
             enqueue_ms=enqueue_ms,
             bound_by="launches" if waits else bound_by,
             candidates=candidates_of(replies) if side == "optimized" else [],

@@ -29,6 +29,7 @@ from serveproof.results import SIDES
 MIN_SAMPLE_MS_CPU = 2.0
 # How long the GPU is kept busy while the host enqueues what is timed: a multiple of the enqueueing time seen so far.
 SPIN_FACTOR, SPIN_MAX_S = 3.0, 0.02
+BUSY_ROUNDS = 5
 SPIN_KERNEL = "spin_kernel"  # torch.cuda._sleep's kernel: in CUPTI's records the timed call comes after it
 
 
@@ -47,7 +48,7 @@ class Samples:
     """All samples of one case in one process, and how they were taken.
 
     enqueue_ms: a side's median host time to hand one call to the GPU. observed: what the closures told of themselves,
-    (side, name) -> one (value, unit, note) a sample.
+    (side, name) -> one (value, unit, note) a sample. busy: like samples, how long the GPU worked in calls of their own.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -57,6 +58,7 @@ class Samples:
     method: str = "host_clock"
     enqueue_ms: dict[str, float] = field(default_factory=dict)
     observed: dict[tuple[str, str], list[tuple[float, str, str]]] = field(default_factory=dict)
+    busy: list[Sample] = field(default_factory=list)
 
 
 class Stopwatch:
@@ -110,11 +112,22 @@ class Stopwatch:
             took_ms, output = self._device_ms(run, repeats) if self.on_device else self._host_ms(run, repeats)
         return took_ms / repeats / getattr(run, "calls", 1), output
 
-    def _host_ms(self, run: Run, repeats: int) -> tuple[float, Any]:
-        output = None
+    def busy_ms(self, run: Run, found: CuptiClock) -> float:
+        """ms of one run in which the GPU works, divided by the closure's `calls`."""
+        self._empty_caches()
+        found.begin()
+        run()
+        torch.cuda.synchronize()
+        return found.busy_ms() / getattr(run, "calls", 1)
+
+    def _empty_caches(self) -> None:
         if self.flush is not None:
             self.flush.zero_()
             torch.cuda.synchronize()
+
+    def _host_ms(self, run: Run, repeats: int) -> tuple[float, Any]:
+        output = None
+        self._empty_caches()
         started = time.perf_counter_ns()
         for _ in range(repeats):
             output = run()
@@ -176,6 +189,30 @@ def waits_for_gpu(run: Run) -> bool:
     return False
 
 
+def turns_of(number: int) -> tuple[str, str, str, str]:
+    """The sides in the order of round `number`."""
+    first, second = SIDES if number % 2 == 0 else SIDES[::-1]
+    return first, second, second, first
+
+
+def busy_turns(runs: dict[str, Run], refill: Refill, watch: Stopwatch) -> list[Sample]:
+    """How long the GPU works in a call, in rounds of their own: CUPTI costs the host more than many a launch.
+
+    What the host's clock measures moves with the host; this moves with the kernels alone. Empty without CUPTI, and
+    where the device's time is measured anyway.
+    """
+    found = cupti_clock.clock() if watch.device == "cuda" and not watch.on_device and watch.ranks == 1 else None
+    taken: list[Sample] = []
+    if found is None:
+        return taken
+    with found:
+        for number in range(BUSY_ROUNDS):
+            for order, side in enumerate(turns_of(number)):
+                refill.next()
+                taken.append(Sample(number, side, order, watch.busy_ms(runs[side], found)))
+    return taken
+
+
 def take_turns(
     runs: dict[str, Run],
     refill: Refill,
@@ -208,10 +245,9 @@ def take_turns(
     with no_garbage_collection(), watch.recording(runs.values()):
         taken.method = watch.method
         for number in range(rounds + 1):
-            first, second = SIDES if number % 2 == 0 else SIDES[::-1]
             slowed = set(slowdown_reasons()) if device == "cuda" else set()
             this_round = []
-            for order, side in enumerate((first, second, second, first)):
+            for order, side in enumerate(turns_of(number)):
                 if number < rounds:
                     refill.next()
                 else:
@@ -233,4 +269,5 @@ def take_turns(
             else:
                 taken.samples.extend(this_round)
             progress()
+        taken.busy = busy_turns(runs, refill, watch)
     return taken

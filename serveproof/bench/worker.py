@@ -114,6 +114,7 @@ def time_case(pair: pairs.Pair, case: Case, job: Job) -> CaseReply:
         status="failed" if failures else "passed",
         reason="; ".join(failures),
         samples=[] if failures else [tuple(asdict(sample).values()) for sample in taken.samples],
+        busy=[] if failures else [tuple(asdict(sample).values()) for sample in taken.busy],
         repeats=max(taken.repeats.values()),
         discard_reasons=taken.discard_reasons,
         l2_flush_bytes=taken.l2_flush_bytes,

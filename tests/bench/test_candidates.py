@@ -41,6 +41,22 @@ def test_the_fastest_serves_and_the_others_are_remembered() -> None:
     assert found.refusals == {"none": "head dim 72"}
 
 
+def test_candidates_take_turns_so_that_a_machine_that_slows_down_chooses_as_a_steady_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own_ms = {"a": 10.0, "b": 9.9, "c": 9.95}
+    calls: list[str] = []
+
+    def time_ms(self: Stopwatch, run: Callable[[], str], repeats: int) -> tuple[float, str]:
+        calls.append(run())
+        return own_ms[calls[-1]] * 1.002 ** len(calls), calls[-1]
+
+    monkeypatch.setattr(Stopwatch, "time_ms", time_ms)
+    found = candidates.choose({name: (lambda name=name: lambda: name) for name in own_ms}, WATCH)  # type: ignore[misc]
+    assert found.backend == found.run() == "b"
+    assert list(found.times_ms) == ["a", "b", "c"]
+
+
 def test_a_refusal_at_the_first_call_counts_too() -> None:
     def make() -> Callable[[], str]:
         def run() -> str:

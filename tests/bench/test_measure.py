@@ -104,7 +104,8 @@ def test_a_20_percent_slowdown_regresses_and_an_a_a_run_does_not(toy: Path) -> N
     assert first.speedup is not None
     assert 1.6 < first.speedup.value < 2.4
     samples = pl.read_parquet(toy / "results/cpu/pairs/toy/samples.parquet")
-    assert samples.shape == (4 * 12 * 4, 6)
+    assert samples.shape == (4 * 12 * 4, 7)
+    assert samples["gpu_busy_ms"].null_count() == len(samples)
     command(toy, "compare.py", "--update-expectations")
     measured(toy, processes=4, rounds=12)
     again = command(toy, "compare.py", check=False)

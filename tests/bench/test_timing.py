@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serveproof.bench import timing
+from serveproof.bench import cupti_clock, timing
 
 
 class FakeRefill:
@@ -82,3 +82,47 @@ def test_calls_divide_the_time_and_what_a_closure_observes_is_kept(monkeypatch: 
     assert {sample.time_ms for sample in found.samples} == {3.0}
     assert found.method == "host_clock"
     assert found.observed["optimized", "tpot_ms"] == [(2.5, "ms", "")] * 4
+
+
+class Recorded(cupti_clock.CuptiClock):
+    """A CUPTI that has recorded `spans`, of (start, end) in ns, since begin()."""
+
+    def __init__(self, *spans: tuple[int, int]) -> None:
+        self.recorded = [("kernel", start, end) for start, end in spans]
+        self.spans: list[tuple[str, int, int]] = []
+        self.kinds = ()
+        self.begun = 0
+        self.cupti = self
+
+    def activity_flush_all(self, forced: int) -> None:
+        self.spans.extend(self.recorded)
+
+    def begin(self) -> None:
+        self.begun += 1
+        self.spans.clear()
+
+
+def test_the_gpu_is_busy_while_anything_runs_and_time_is_counted_once() -> None:
+    # overlapping, one inside another, a gap, and out of order
+    recorded = Recorded((5_000_000, 7_000_000), (0, 2_000_000), (1_000_000, 3_000_000), (500_000, 600_000))
+    recorded.begin()
+    assert recorded.busy_ms() == pytest.approx(5.0)
+    nothing = Recorded()
+    with pytest.raises(RuntimeError, match="launches nothing"):
+        nothing.busy_ms()
+
+
+def test_a_case_by_the_hosts_clock_has_the_gpus_time_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = Recorded((0, 3_000_000))
+    monkeypatch.setattr(cupti_clock, "clock", lambda: recorded)
+    monkeypatch.setattr(timing.torch.cuda, "synchronize", lambda: None)
+    refill, runs = FakeRefill(), {side: (lambda: None) for side in ("baseline", "optimized")}
+    vars(runs["optimized"])["calls"] = 3
+    watch = timing.Stopwatch("cpu")
+    assert timing.busy_turns(runs, refill, watch) == []  # type: ignore[arg-type]
+    watch.device = "cuda"
+    found = timing.busy_turns(runs, refill, watch)  # type: ignore[arg-type]
+    assert refill.count == recorded.begun == len(found) == 4 * timing.BUSY_ROUNDS
+    assert {(s.side, s.time_ms) for s in found} == {("baseline", 3.0), ("optimized", 1.0)}
+    watch.on_device = True
+    assert timing.busy_turns(runs, refill, watch) == []  # type: ignore[arg-type]
