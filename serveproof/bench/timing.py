@@ -29,7 +29,7 @@ from serveproof.results import SIDES
 MIN_SAMPLE_MS_CPU = 2.0
 # How long the GPU is kept busy while the host enqueues what is timed: a multiple of the enqueueing time seen so far.
 SPIN_FACTOR, SPIN_MAX_S = 3.0, 0.02
-BUSY_ROUNDS = 5
+BUSY_ROUNDS = 2
 SPIN_KERNEL = "spin_kernel"  # torch.cuda._sleep's kernel: in CUPTI's records the timed call comes after it
 
 
