@@ -16,7 +16,7 @@ from serveproof.bench import detection
 from serveproof.errors import UserError
 from serveproof.hardware.key import device_of
 
-VERDICTS = ("regressed", "inconclusive", "met", "too_good")
+VERDICTS = ("regressed", "inconclusive", "met", "too_good", "absent")
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -30,11 +30,12 @@ def work(arguments: argparse.Namespace) -> None:
         samples = pl.read_parquet(path)
         for case in samples["case"].unique(maintain_order=True):
             device = device_of(hardware)
-            for slowdown, counts in detection.rates(samples, case, device, arguments.runs).items():
-                shares = [f"{100 * counts[name] / arguments.runs:.1f}" for name in VERDICTS]
-                rows.append((hardware, f"{pair}/{case}", f"{100 * slowdown:.0f} %", *shares))
-    heads = ("hardware", "case", "slowdown", *(f"{name} %" for name in VERDICTS))
-    print(tabulate(rows, headers=heads, disable_numparse=True, colalign=("left", "left", *["right"] * 5)))
+            for metric, recorded in detection.recorded_of(samples, case, device).items():
+                for slowdown, counts in detection.rates(recorded, metric, device, arguments.runs).items():
+                    shares = [f"{100 * counts[name] / arguments.runs:.1f}" for name in VERDICTS]
+                    rows.append((hardware, f"{pair}/{case}", metric, f"{100 * slowdown:.0f} %", *shares))
+    heads = ("hardware", "case", "figure", "slowdown", *(f"{name} %" for name in VERDICTS))
+    print(tabulate(rows, headers=heads, disable_numparse=True, colalign=("left", "left", "left", *["right"] * 6)))
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 Each simulated run draws processes with replacement, and rounds within each, from the samples of a real run, multiplies
 the optimized side's times by 1 + slowdown, and is judged as compare.py would, against an expectation made from another
-simulated run without slowdown: the A/A noise of both runs is in the rates.
+simulated run without slowdown: the A/A noise of both runs is in the rates. So for each figure that is judged.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import polars as pl
 
 from serveproof import expectations
 from serveproof.bench import statistics
-from serveproof.bench.measure import ratios_by_process
+from serveproof.bench.measure import ratios_by_process, times_by_process
 from serveproof.results import Estimate
+from serveproof.tables import GPU_BUSY
 
 SLOWDOWNS = (0.0, 0.02, 0.05, 0.10, 0.20)
 
@@ -26,25 +27,40 @@ def redraw(ratios: list[statistics.Floats], generator: np.random.Generator) -> l
     return [ratios[i][generator.integers(0, len(ratios[i]), len(ratios[i]))] for i in chosen]
 
 
-def verdict(expected: Estimate, found: Estimate, device: str) -> str:
+def recorded_of(samples: pl.DataFrame, case: str, device: str) -> dict[str, list[statistics.Floats]]:
+    """metric -> what a run recorded of it by process: those of the optimized side that are judged on the device."""
+    if device == "cpu":
+        return {"speedup": ratios_by_process(samples, case)}
+    if GPU_BUSY in samples.columns and (busy := times_by_process(samples, case, "optimized", GPU_BUSY)):
+        return {"optimized_gpu_busy_ms": busy}
+    times = times_by_process(samples, case, "optimized")
+    return {"speedup": ratios_by_process(samples, case), "optimized_ms": times}
+
+
+def verdict(expected: Estimate, found: Estimate, device: str, metric: str) -> str:
     """What compare.py would say of `found` if `expected` had been written as the expectation."""
+    if expectations.is_wide(expected, device):
+        return "absent"
     lower, upper = expectations.bounds(expected, device)
-    return expectations.judge_interval(found, lower, upper, higher_is_better=True)[0]
+    return expectations.judge_interval(found, lower, upper, expectations.METRICS[metric][0])[0]
 
 
-def rates(samples: pl.DataFrame, case: str, device: str, runs: int = 200, seed: int = 0) -> dict[float, Counter[str]]:
-    """Per slowdown, how many of `runs` simulated runs got each verdict."""
-    recorded = ratios_by_process(samples, case)
+def rates(
+    recorded: list[statistics.Floats], metric: str, device: str, runs: int = 200, seed: int = 0
+) -> dict[float, Counter[str]]:
+    """Per slowdown, how many of `runs` simulated runs got each verdict for one figure of recorded_of()."""
     found: dict[float, Counter[str]] = {}
     for slowdown in SLOWDOWNS:
         generator = np.random.default_rng(seed)
+        times = 1 / (1 + slowdown) if expectations.METRICS[metric][0] else 1 + slowdown
         found[slowdown] = Counter(
             verdict(
                 statistics.estimate_positive(redraw(recorded, generator), "x", seed=2 * run),
                 statistics.estimate_positive(
-                    [group / (1 + slowdown) for group in redraw(recorded, generator)], "x", seed=2 * run + 1
+                    [group * times for group in redraw(recorded, generator)], "x", seed=2 * run + 1
                 ),
                 device,
+                metric,
             )
             for run in range(runs)
         )
