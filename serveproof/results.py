@@ -165,8 +165,7 @@ class VerifyRecord(Record):
 class Candidate(Record):
     """One back end that could have served: its time when the harness chose, or why it refused.
 
-    time_ms: the median over processes, each the median of a few calls; None for one that refused. served: how many of
-    the processes chose it.
+    time_ms: the median of the calls that chose; None for one that refused. served: in how many processes it served.
     """
 
     name: str

@@ -15,8 +15,8 @@ from serveproof.pairs import ROOT
 from serveproof.results import Judgement, MeasureRecord, Verdict, read
 
 KEYS = ("h200", "2x_h200")
-# A product of 26 us, whose interval is 2 % to either side in the second run.
-UNDECIDED = {("fp8_transformer_engine/decode_m64", "optimized_gpu_busy_ms")}
+# Measured without Transformer Engine, whose delayed scaling served it before: no expectation was taken from that.
+WITHOUT = ("fp8_transformer_engine", "decode_m64")
 # 5 % of a call by the host's clock: 12, 13 and 25 ms in the three processes, whose interval then reaches the bound.
 UNTOLD = {"runtime_scheduler/r32_slots8"}
 
@@ -27,16 +27,15 @@ def records(key: str, run: str) -> list[MeasureRecord]:
 
 
 def judged(key: str, run: str) -> list[Verdict]:
-    """The verdicts by today's expectations, without those of what has expired."""
+    """The verdicts by today's expectations, without those of what has expired, or has none."""
     known = expectations.load(ROOT / f"expectations_{key}.json")
-    return [one for one in expectations.judge_pairs(records(key, run), known, key) if one.verdict != "expired"]
+    found = expectations.judge_pairs(records(key, run), known, key)
+    return [one for one in found if one.verdict != "expired" and one.subject != "/".join(WITHOUT)]
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_the_same_code_again_passes(key: str) -> None:
-    verdicts = judged(key, "again")
-    assert {one.verdict for one in verdicts} <= {"met", "inconclusive"}
-    assert {(one.subject, one.metric) for one in verdicts if one.verdict == "inconclusive"} <= UNDECIDED
+    assert {one.verdict for one in judged(key, "again")} == {"met"}
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -58,7 +57,7 @@ def test_the_records_say_what_was_put_in_and_have_every_case(key: str, run: str,
     assert {case.timing.injected_slowdown_percent for case in found.values() if case.timing} == {percent}
     assert {case.status for case in found.values()} == {"passed"}
     known = expectations.load(ROOT / f"expectations_{key}.json").pairs
-    assert set(found) == {(pair, case) for pair, cases in known.items() for case in cases}
+    assert set(found) - {WITHOUT} == {(pair, case) for pair, cases in known.items() for case in cases}
 
 
 @pytest.mark.parametrize("key", KEYS)

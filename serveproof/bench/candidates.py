@@ -24,7 +24,10 @@ Maker = Callable[[], Run]
 
 @dataclass
 class Choice:
-    """The closure that serves, each candidate's median time in ms, and why the others refused."""
+    """The closure that serves, each candidate's median time in ms, and why the others refused.
+
+    times_ms: what serves in its last turns, the others by their ratio to it, so that none is faster than what serves.
+    """
 
     run: Run
     backend: str
@@ -66,10 +69,11 @@ def choose(built: Run | dict[str, Maker], watch: Stopwatch, chosen: str = "") ->
     """
     if not isinstance(built, dict):
         return Choice(built, getattr(built, "backend", ""))
-    times_ms: dict[str, float] = {}
     refusals: dict[str, str] = {}
+    # each one's time as a share of the first one's, by way of what it was timed in turns with
+    shares: dict[str, float] = {}
     best: Run | None = None
-    backend = ""
+    backend, best_ms = "", 0.0
     for name, make in built.items() if not chosen else [(chosen, built[chosen])]:
         runs, refused = made({name: make})
         refused = _any_rank(refused)
@@ -78,12 +82,14 @@ def choose(built: Run | dict[str, Maker], watch: Stopwatch, chosen: str = "") ->
             continue
         tried = runs.pop(name)
         took_ms = [_slowest_rank(one) for one in in_turns([tried] if best is None else [tried, best], watch)]
-        times_ms[name] = took_ms[0]
-        if took_ms[0] == min(took_ms):
+        shares[name] = took_ms[0] / took_ms[-1] * shares.get(backend, 1.0)
+        best_ms = min(took_ms)
+        if took_ms[0] == best_ms:
             best, backend = tried, name
         del tried
     if best is None:
         raise NotImplementedError("; ".join(f"{name}: {reason}" for name, reason in refusals.items()))
+    times_ms = {name: best_ms * share / shares[backend] for name, share in shares.items()}
     return Choice(best, backend, times_ms, refusals)
 
 

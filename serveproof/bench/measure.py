@@ -59,14 +59,16 @@ def ratios_by_process(samples: pl.DataFrame, case: str) -> list[statistics.Float
 
 
 def candidates_of(replies: list[CaseReply]) -> list[Candidate]:
-    """Every back end that could have served the optimized side, fastest first, refusals last."""
+    """Every back end that could have served the optimized side, fastest first, refusals last; times as the process had
+    them that chose: the first.
+    """
     served = Counter(reply.backends.get("optimized", "") for reply in replies)
     names = dict.fromkeys(name for reply in replies for name in (*reply.times_ms, *reply.refusals))
     found = []
     for name in names:
-        times = [reply.times_ms[name] for reply in replies if name in reply.times_ms]
+        time_ms = next((reply.times_ms[name] for reply in replies if name in reply.times_ms), None)
         reason = next((reply.refusals[name] for reply in replies if name in reply.refusals), "")
-        found.append(Candidate(name, median(times) if times else None, served[name], reason))
+        found.append(Candidate(name, time_ms, served[name], reason))
     return sorted(found, key=lambda one: (one.time_ms is None, one.time_ms or 0.0))
 
 
