@@ -77,6 +77,16 @@ def served_by(replies: list[CaseReply]) -> dict[str, str]:
     return {reply.case: reply.backends["optimized"] for reply in replies if reply.times_ms}
 
 
+def refusals_told(replies: list[CaseReply]) -> str:
+    """For the log of a job: which back ends serve none of its cases, and the first one's reason; '' where all serve.
+
+    A library that is installed and can't be imported refuses like a shape that it can't take, and is missed like that.
+    """
+    reasons = {name: reason for reply in replies for name, reason in reply.refusals.items()}
+    never = [name for name in reasons if not any(name in reply.times_ms for reply in replies)]
+    return f"; refused: {', '.join(never)} ({reasons[never[0]]})" if never else ""
+
+
 def observed_medians(replies: list[CaseReply], side: str) -> dict[str, tuple[float, str, str]]:
     """What a side's closures told of themselves: per figure the median over processes of each one's median."""
     found: dict[str, tuple[float, str, str]] = {}
@@ -178,7 +188,8 @@ def measure(
         replies.append(run_process(msgspec.structs.replace(job, seed=job.seed + 1000 * number)))
         if not number:
             job = msgspec.structs.replace(job, served=served_by(replies[0]))
-        say(f"timed in process {number + 1} of {processes}: {since(began)}")
+        told = "" if number else refusals_told(replies[0])
+        say(f"timed in process {number + 1} of {processes}: {since(began)}{told}")
     probe = msgspec.structs.replace(
         job,
         mode="probe",

@@ -12,6 +12,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from serveproof.bench.job import CaseReply
+from serveproof.bench.measure import refusals_told
 from serveproof.pairs import ROOT
 from serveproof.results import Ceilings, HardwareRecord, MeasureCase, MeasureRecord, VerifyRecord, read, write
 
@@ -161,3 +163,12 @@ def test_nothing_measured_yet_is_one_line(toy: Path) -> None:
     done = command(toy, "compare.py", check=False)
     assert done.returncode == 2
     assert done.stderr == "serveproof: results/cpu: nothing measured here yet; run `snakemake --cores all`\n"
+
+
+def test_the_log_names_the_back_ends_that_serve_no_case() -> None:
+    def reply(case: str, *served: str, **refused: str) -> CaseReply:
+        return CaseReply(case, "passed", times_ms=dict.fromkeys(served, 1.0), refusals=refused)
+
+    a, b = reply("a", "ours", "push", te="can't be imported"), reply("b", "ours", te="no fp8 in", push="too large")
+    assert refusals_told([a, b]) == "; refused: te (no fp8 in)"
+    assert refusals_told([reply("a", "ours", "push")]) == ""
