@@ -7,7 +7,7 @@ otherwise it has expired, and an expired one never passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -262,13 +262,20 @@ def figures_of(case: MeasureCase, device: str) -> dict[str, Estimate]:
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
-def judged_of(case: MeasureCase, device: str) -> dict[str, Estimate]:
-    """Those of them that get an expectation. Where a GPU's own time is known beside the host's clock, that alone: the
-    host's moves with the machine, by more from one run to the next than within either.
+def judged(metrics: Iterable[str], device: str) -> list[str]:
+    """Which of a case's metrics get an expectation. Where a GPU's own time is known beside the host's clock, that
+    alone: the host's moves with the machine, by more from one run to the next than within either.
     """
+    if device == "cpu":
+        return [name for name in metrics if name in CPU_METRICS]
+    known = list(metrics)
+    return [name for name in known if name in GPU_BUSY_METRICS] or known
+
+
+def judged_of(case: MeasureCase, device: str) -> dict[str, Estimate]:
+    """The figures of a case that get an expectation."""
     found = figures_of(case, device)
-    by_gpu = {name: figure for name, figure in found.items() if name in GPU_BUSY_METRICS}
-    return by_gpu or found
+    return {name: found[name] for name in judged(found, device)}
 
 
 def is_wide(figure: Estimate, device: str) -> bool:

@@ -29,12 +29,13 @@ def redraw(ratios: list[statistics.Floats], generator: np.random.Generator) -> l
 
 def recorded_of(samples: pl.DataFrame, case: str, device: str) -> dict[str, list[statistics.Floats]]:
     """metric -> what a run recorded of it by process: those of the optimized side that are judged on the device."""
-    if device == "cpu":
-        return {"speedup": ratios_by_process(samples, case)}
+    found = {
+        "speedup": ratios_by_process(samples, case),
+        "optimized_ms": times_by_process(samples, case, "optimized"),
+    }
     if GPU_BUSY in samples.columns and (busy := times_by_process(samples, case, "optimized", GPU_BUSY)):
-        return {"optimized_gpu_busy_ms": busy}
-    times = times_by_process(samples, case, "optimized")
-    return {"speedup": ratios_by_process(samples, case), "optimized_ms": times}
+        found["optimized_gpu_busy_ms"] = busy
+    return {name: found[name] for name in expectations.judged(found, device)}
 
 
 def verdict(expected: Estimate, found: Estimate, device: str, metric: str) -> str:
@@ -49,19 +50,17 @@ def rates(
     recorded: list[statistics.Floats], metric: str, device: str, runs: int = 200, seed: int = 0
 ) -> dict[float, Counter[str]]:
     """Per slowdown, how many of `runs` simulated runs got each verdict for one figure of recorded_of()."""
+    generator = np.random.default_rng(seed)
+
+    def drawn(number: int) -> Estimate:
+        return statistics.estimate_positive(redraw(recorded, generator), "", seed=number)
+
+    # A slowdown multiplies a run's estimate as it does its samples: one run serves for all of them.
+    simulated = [(drawn(2 * run), drawn(2 * run + 1)) for run in range(runs)]
     found: dict[float, Counter[str]] = {}
     for slowdown in SLOWDOWNS:
-        generator = np.random.default_rng(seed)
-        times = 1 / (1 + slowdown) if expectations.METRICS[metric][0] else 1 + slowdown
+        factor = 1 / (1 + slowdown) if expectations.METRICS[metric][0] else 1 + slowdown
         found[slowdown] = Counter(
-            verdict(
-                statistics.estimate_positive(redraw(recorded, generator), "x", seed=2 * run),
-                statistics.estimate_positive(
-                    [group * times for group in redraw(recorded, generator)], "x", seed=2 * run + 1
-                ),
-                device,
-                metric,
-            )
-            for run in range(runs)
+            verdict(expected, statistics.scaled(again, factor, ""), device, metric) for expected, again in simulated
         )
     return found

@@ -186,9 +186,10 @@ def measure(
     for number in range(processes):
         began = time.monotonic()
         replies.append(run_process(msgspec.structs.replace(job, seed=job.seed + 1000 * number)))
+        told = ""
         if not number:
             job = msgspec.structs.replace(job, served=served_by(replies[0]))
-        told = "" if number else refusals_told(replies[0])
+            told = refusals_told(replies[0])
         say(f"timed in process {number + 1} of {processes}: {since(began)}{told}")
     probe = msgspec.structs.replace(
         job,

@@ -99,7 +99,7 @@ class Recorded(cupti_clock.CuptiClock):
 
     def begin(self) -> None:
         self.begun += 1
-        self.spans.clear()
+        super().begin()
 
 
 def test_the_gpu_is_busy_while_anything_runs_and_time_is_counted_once() -> None:
