@@ -16,6 +16,7 @@ from torch import Tensor
 
 from serveproof.engine.parallel import Group, gather_rows, scatter_sums
 from serveproof.ops.expert_rows import by_expert, grouped_mm
+from serveproof.ops.linear import linear
 
 # (rows sorted by expert, gate_up, down, where each expert's rows end) -> rows
 Batching = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -35,8 +36,8 @@ def experts_one_by_one(x_RD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, ends
     start = 0
     for expert, end in enumerate(ends_E.tolist()):
         if end > start:
-            gate_RF, up_RF = F.linear(x_RD[start:end], gate_up_EFD[expert]).chunk(2, dim=-1)
-            y_RD[start:end] = F.linear(F.silu(gate_RF) * up_RF, down_EDF[expert])
+            gate_RF, up_RF = linear(x_RD[start:end], gate_up_EFD[expert]).chunk(2, dim=-1)
+            y_RD[start:end] = linear(F.silu(gate_RF) * up_RF, down_EDF[expert])
         start = end
     return y_RD
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serveproof.engine.model import MLP, Layer, Llama
 from serveproof.engine.quantization import PRECISIONS, quantize_weight
 from serveproof.engine.settings import WEIGHTS
 from serveproof.errors import UserError
+from serveproof.ops.linear import Linear, linear
 from serveproof.ops.quantize import quantize_rows
 
 INT4_GROUP, INT4_OUTPUTS = 32, 16
@@ -35,7 +35,7 @@ class Int8Linear(nn.Module):
     def forward(self, x_MK: Tensor) -> Tensor:
         if len(x_MK) <= INT8_ROWS:
             return torch._weight_int8pack_mm(x_MK, self.values_NK, self.scale_N)
-        return F.linear(x_MK, self.values_NK.to(x_MK.dtype)) * self.scale_N
+        return linear(x_MK, self.values_NK.to(x_MK.dtype)) * self.scale_N
 
 
 class Int4Linear(nn.Module):
@@ -133,8 +133,8 @@ def _packable(name: str, weight_NK: Tensor, weights: str) -> Tensor:
     return weight_NK
 
 
-def _stacked(*layers: nn.Module) -> nn.Linear:
+def _stacked(*layers: nn.Module) -> Linear:
     weight = torch.cat([layer.weight for layer in layers])  # type: ignore[misc]
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    made = Linear(weight.shape[1], weight.shape[0], device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)
     return made

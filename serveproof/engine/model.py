@@ -19,6 +19,7 @@ from serveproof.engine.config import ModelConfig
 from serveproof.engine.moe import SparseMLP
 from serveproof.engine.parallel import SINGLE, Group
 from serveproof.nvtx_ranges import ranged
+from serveproof.ops.linear import Linear, linear
 
 # attend(layer, q_NHE, k_NKE, v_NKE) -> out_NHE
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -84,10 +85,10 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = group.share(config.num_attention_heads), group.share(config.num_key_value_heads)
         self.head_dim, self.group = config.head_dim, group
-        self.q_proj = nn.Linear(config.hidden_size, self.heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, self.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, self.heads * self.head_dim)
+        self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
+        self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
+        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
         self.qkv_proj: nn.Module | None = None  # the three as one, once `linear.fuse_` has made it
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
@@ -117,9 +118,9 @@ class MLP(nn.Module):
         super().__init__()
         width = group.share(config.intermediate_size)
         self.group = group
-        self.gate_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.down_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, width)
+        self.up_proj = Linear(config.hidden_size, width)
+        self.down_proj = Linear(width, config.hidden_size)
         self.gate_up_proj: nn.Module | None = None  # the two as one, once `linear.fuse_` has made it
 
     @partial(ranged, "mlp")
@@ -171,7 +172,7 @@ class Llama(nn.Module):
         # A tied model has no head of its own: `logits` reads the embedding.
         self.lm_head: nn.Module | None = None
         if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, self.vocabulary, bias=False)
+            self.lm_head = Linear(config.hidden_size, self.vocabulary)
         # Not a buffer, which a cast of the model to bf16 would round.
         self.frequencies = rope_inverse_frequencies(config)
 
@@ -228,8 +229,7 @@ class Llama(nn.Module):
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of the chosen hidden states [N, D]: the costliest GEMM, so pass only those needed."""
         if self.lm_head is None:
-            tied: Tensor = F.linear(hidden_ND, self.embed_tokens.weight)
-            return self.group.all_gather(tied)
+            return self.group.all_gather(linear(hidden_ND, self.embed_tokens.weight))
         logits_NV: Tensor = self.lm_head(hidden_ND)
         return self.group.all_gather(logits_NV)
 

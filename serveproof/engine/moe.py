@@ -16,6 +16,7 @@ from serveproof.engine.expert_parallel import Batching, experts_grouped
 from serveproof.engine.parallel import Group
 from serveproof.nvtx_ranges import ranged
 from serveproof.ops.expert_rows import by_expert
+from serveproof.ops.linear import Linear
 
 
 class SparseMLP(nn.Module):
@@ -33,7 +34,7 @@ class SparseMLP(nn.Module):
             width = group.share(width)
         self.experts, self.group = experts, group
         self.batching: Batching = experts_grouped
-        self.gate = nn.Linear(hidden_size, experts.count, bias=False)
+        self.gate = Linear(hidden_size, experts.count)
         self.gate_up = nn.Parameter(torch.empty(count, 2 * width, hidden_size))
         self.down = nn.Parameter(torch.empty(count, hidden_size, width))
 

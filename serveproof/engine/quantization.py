@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from serveproof.engine.model import Llama
 from serveproof.errors import UserError
 from serveproof.ops import nvfp4
+from serveproof.ops.linear import linear
 from serveproof.ops.quantize import E4M3_MAX, quantize_rows_torch
 
 E4M3_EXPONENT = 8  # of e4m3's largest value, S.1111.110 (Micikevicius et al. 2022, arXiv:2209.05433)
@@ -191,10 +192,10 @@ class QuantizedLinear(nn.Module):
             q_MK, scale_M1 = quantize_rows_torch(x_BLK.flatten(0, -2))
             x_BLK, scale_BL1 = q_MK.to(dtype).view(x_BLK.shape), scale_M1.view(*x_BLK.shape[:-1], 1)
         if self.scale_N.dim() == 1:
-            out_BLN = F.linear(x_BLK, values_NK).float() * self.scale_N
+            out_BLN = linear(x_BLK, values_NK).float() * self.scale_N
         else:
             pieces = zip(x_BLK.split(BLOCK, -1), values_NK.split(BLOCK, 1), self.scale_N.unbind(1), strict=True)
-            out_BLN = torch.stack([F.linear(x, values).float() * scale for x, values, scale in pieces]).sum(0)
+            out_BLN = torch.stack([linear(x, values).float() * scale for x, values, scale in pieces]).sum(0)
         return (out_BLN if scale_BL1 is None else out_BLN * scale_BL1).to(dtype)
 
 
