@@ -10,6 +10,7 @@ import ast
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = "serveproof"
@@ -17,21 +18,21 @@ PACKAGE = "serveproof"
 MAIN = re.compile(rb"""\n+if __name__ == "__main__":\n(?:(?: {4}.*)?\n)*\Z""")
 
 
-def _imported_modules(path: Path) -> Iterator[str]:
-    """Dotted names that `path` imports anywhere; `from a import b` also as `a.b`, for b may be a module."""
-    for node in ast.walk(ast.parse(path.read_text(), filename=str(path))):
+@cache  # the rules' closures overlap: parsing a file for each of them took half of Snakemake's start
+def _imported_modules(text: str, path: Path) -> list[str]:
+    """Dotted names of the package that a file imports anywhere; `from a import b` also as `a.b`: b may be a module."""
+    found = []
+    for node in ast.walk(ast.parse(text, filename=str(path))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in found if name.split(".")[0] == PACKAGE]
 
 
 def _files_of(module: str, root: Path) -> Iterator[Path]:
     """The files that importing `module` runs: each parent package's __init__.py and the module itself."""
     parts = module.split(".")
-    if parts[0] != PACKAGE:
-        return
     for end in range(1, len(parts) + 1):
         stem = root.joinpath(*parts[:end])
         for file in (stem.with_suffix(".py"), stem / "__init__.py"):
@@ -53,7 +54,7 @@ def closure(start: str | Path, root: str | Path = ".") -> list[str]:
         if path in seen:
             continue
         seen.add(path)
-        for module in _imported_modules(path):
+        for module in _imported_modules(path.read_text(), path):
             waiting.extend(_files_of(module, root))
     return sorted(str(path.relative_to(root)) for path in seen)
 
