@@ -7,6 +7,8 @@ VENV   ?= .venv
 CORES  ?= all
 # more arguments for snakemake, e.g. ARGS="--configfile config/smoke.yaml"
 ARGS   ?=
+# how many tests run at once, 0 for one after another in this process: tests/turns.py
+WORKERS ?= 2
 # folders of reports/published to render instead of measuring, e.g. PUBLISHED="h200 2x_h200"
 PUBLISHED ?=
 
@@ -47,7 +49,7 @@ test: $(TESTS)   ## all tests, a real browser among them
 	@sh tests/install_browser.sh
 	@sh tests/install_axe.sh
 	@sh tests/install_prometheus.sh
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-long: $(TESTS) ## what takes minutes: two of overload through the server, the quick DAG through SLURM with accounting
 	SERVEPROOF_LONG=1 $(PY) -m pytest tests/server/test_reliability.py tests/slurm/test_run.py -k "twice or smoke" $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -19,7 +20,7 @@ from serveproof.errors import UserError
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
 
-pytest_plugins = ["tests.host_stalls"]
+pytest_plugins = ["tests.host_stalls", "tests.turns"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "test-cache"
@@ -118,14 +119,17 @@ def default_model() -> Path:
         (ROOT / name).read_bytes() for name in ("scripts/prepare_model.py", "serveproof/engine/gguf_reader.py")
     )
     directory = CACHE / f"model-{hashlib.sha256(code).hexdigest()[:12]}"
-    if (directory / "model.json").exists():
-        return directory
-    for stale in CACHE.glob("model-*"):
-        shutil.rmtree(stale)
-    try:
-        _load_script("prepare_model").prepare("default", directory)
-    except UserError as error:
-        if "could not download" not in str(error):
-            raise
-        pytest.skip(str(error))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
+        if (directory / "model.json").exists():
+            return directory
+        for stale in CACHE.glob("model-*"):
+            shutil.rmtree(stale)
+        try:
+            _load_script("prepare_model").prepare("default", directory)
+        except UserError as error:
+            if "could not download" not in str(error):
+                raise
+            pytest.skip(str(error))
     return directory
