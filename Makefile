@@ -49,7 +49,7 @@ test: $(TESTS)   ## all tests, a real browser among them
 	@sh tests/install_browser.sh
 	@sh tests/install_axe.sh
 	@sh tests/install_prometheus.sh
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 test-long: $(TESTS) ## what takes minutes: two of overload through the server, the quick DAG through SLURM with accounting
 	SERVEPROOF_LONG=1 $(PY) -m pytest tests/server/test_reliability.py tests/slurm/test_run.py -k "twice or smoke" $(ARGS)

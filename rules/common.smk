@@ -16,7 +16,12 @@ from serveproof.hardware.key import require
 from serveproof.pairs import code_files
 from serveproof.provenance import environment
 from serveproof.sources import closure
-from serveproof.workflow import hold_run_lock, job_environment, source_files
+from serveproof.workflow import (
+    hold_run_lock,
+    job_environment,
+    source_files,
+    start_again,
+)
 
 job_environment(ROOT)
 
@@ -51,10 +56,14 @@ ENVIRONMENT = "../envs/cpu.yaml"
 def check_cluster():
     """Before a run through SLURM: what a killed run left is cancelled, and what the cluster can't give is said."""
     cluster = slurm.look()
-    for job in slurm.clear_jobs_left_behind(os.getcwd()):
+    left = slurm.clear_jobs_left_behind(os.getcwd())
+    for job in left:
         print(
             f"serveproof: SLURM job {job} of an earlier run cancelled", file=sys.stderr
         )
+    if left:
+        # The plan may hold for done what such a job wrote, and what its Snakemake deleted when it was cancelled.
+        start_again()
     REQUESTS.most.update(most_of(cluster))
     defaults = workflow.resource_settings.default_resources or {}
     notes = before_a_run(

@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from serveproof.errors import UserError
 
@@ -27,6 +28,13 @@ def source_files(setting: str) -> list[str]:
         return []
     path = Path(setting)
     return sorted(str(file) for file in path.iterdir() if file.is_file()) if path.is_dir() else [str(path)]
+
+
+def start_again() -> NoReturn:
+    """Become the same command anew, with nothing planned."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - this very command
 
 
 def hold_run_lock(folder: Path) -> int:

@@ -5,39 +5,34 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from tests import turns
 
-ROOT = turns.ROOT
-
-
-def item(path: str, timed: bool = False) -> Any:
-    return SimpleNamespace(path=ROOT / path, get_closest_marker=lambda name: timed and name == "timed")
-
 
 @pytest.mark.parametrize(
-    ("path", "timed", "group"),
+    ("nodeid", "group"),
     [
-        ("tests/slurm/test_run.py", False, "tests/slurm"),
-        ("tests/slurm/test_run.py", True, "timed"),
-        ("tests/bench/test_ladder.py", False, "tests/bench/test_ladder.py"),
-        ("tests/test_docs.py", False, "tests/test_docs.py"),
+        ("tests/slurm/test_run.py::test_gpus[a::b]", "tests/slurm"),
+        ("tests/bench/test_ladder.py::test_one", "tests/bench/test_ladder.py"),
+        ("tests/test_docs.py::test_one", "tests/test_docs.py"),
     ],
 )
-def test_what_keeps_to_one_worker(path: str, timed: bool, group: str) -> None:
-    assert turns.group_of(item(path, timed)) == group
+def test_what_keeps_to_one_worker(nodeid: str, group: str) -> None:
+    assert turns.group_of(nodeid) == group
 
 
-def test_the_longest_come_first_and_what_is_timed_last() -> None:
-    groups = ["timed", "tests/bench/test_ladder.py", "tests/workflow", "tests/slurm", "tests/cli/test_aisp.py"]
-    assert sorted(groups, key=turns.rank) == [
-        "tests/slurm", "tests/workflow", "tests/bench/test_ladder.py", "tests/cli/test_aisp.py", "timed",
-    ]  # fmt: skip
-    assert all((ROOT / name / "conftest.py").exists() for name in turns.LONGEST)
+def test_the_longest_come_first_and_what_has_a_timed_test_last() -> None:
+    tests = [
+        ("tests/bench/test_measure.py::test_wrong", False),
+        ("tests/bench/test_measure.py::test_slow", True),
+        ("tests/workflow/test_dag.py::test_one", True),
+        ("tests/bench/test_ladder.py::test_one", False),
+        ("tests/slurm/test_run.py::test_one", False),
+    ]
+    assert turns.in_order(tests) == [4, 2, 3, 0, 1]
+    assert all((turns.ROOT / name / "conftest.py").exists() for name in turns.LONGEST)
 
 
 def test_who_waits_to_be_alone_is_not_passed_by(tmp_path: Path) -> None:

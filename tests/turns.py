@@ -1,7 +1,7 @@
 """Which tests run beside which, where `make test` has two workers.
 
-A folder with fixtures of its own keeps to one worker, any other file does; the folders that take longest come first.
-A test that is `timed` (tests/host_stalls.py) runs when no other does, at the end.
+A folder with fixtures of its own keeps to one worker, any other file does. The folders that take longest come first,
+those with a test that is `timed` (tests/host_stalls.py) last: it runs when no other does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,29 +20,44 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "build" / "test-turns"
 
 
-def group_of(item: pytest.Item) -> str:
-    """The tests that one worker runs, one after another."""
-    if item.get_closest_marker("timed"):
-        return "timed"
-    folder = item.path.parent
-    own = folder != ROOT / "tests" and (folder / "conftest.py").exists()
-    return str((folder if own else item.path).relative_to(ROOT))
+def group_of(nodeid: str) -> str:
+    """The file or folder whose tests one worker runs, one after another."""
+    file = Path(nodeid.split("::")[0])
+    own = file.parent != Path("tests") and (ROOT / file.parent / "conftest.py").exists()
+    return str(file.parent if own else file)
 
 
-def rank(group: str) -> int:
-    """When a group's turn comes, the smallest first."""
-    if group in LONGEST:
-        return LONGEST.index(group)
-    return len(LONGEST) + (group == "timed")
+def in_order(tests: list[tuple[str, bool]]) -> list[int]:
+    """Positions of the tests (node id, whether it is timed) in the order in which their groups' turns come."""
+    timed = {group_of(nodeid) for nodeid, alone in tests if alone}
+
+    def rank(position: int) -> int:
+        group = group_of(tests[position][0])
+        return LONGEST.index(group) if group in LONGEST else len(LONGEST) + (group in timed)
+
+    return sorted(range(len(tests)), key=rank)
 
 
-@pytest.hookimpl(tryfirst=True)
+def is_timed(item: pytest.Item) -> bool:
+    return item.get_closest_marker("timed") is not None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    items.sort(key=lambda item: rank(group_of(item)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = [items[position] for position in in_order([(item.nodeid, is_timed(item)) for item in items])]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By group. xdist 3.8.0's own `--dist loadgroup` is without effect under pytest 9.2: no renamed test is seen."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False  # the order is ours
+    return ByGroup(config, log)
 
 
 @contextmanager
@@ -59,5 +75,5 @@ def turn(alone: bool, folder: Path = LOCKS) -> Iterator[None]:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return (yield)
-    with turn(alone=item.get_closest_marker("timed") is not None):
+    with turn(alone=is_timed(item)):
         return (yield)

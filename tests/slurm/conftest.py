@@ -164,7 +164,7 @@ class Submitting:
 
     def running(self, comment: str, log: str, process: subprocess.Popen[str]) -> str:
         """The id of the job with that comment, once its script has begun, which is when it writes to its log."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while time.monotonic() < until:
             assert process.poll() is None, process.communicate()[0]
             found = self.cluster.jobs(self.checkout.folder)

@@ -52,7 +52,7 @@ def test_a_cancelled_job_and_a_dead_node_are_retried(stubbed: Submitting) -> Non
     node = cluster.call("squeue", "-h", "-j", lost, "-o", "%N").strip()
     kill_node(cluster, node)
     try:
-        output, _ = process.communicate(timeout=150)
+        output, _ = process.communicate(timeout=400)
     finally:
         start_node(cluster, node)
     assert process.returncode == 0, output
