@@ -18,21 +18,23 @@ PACKAGE = "serveproof"
 MAIN = re.compile(rb"""\n+if __name__ == "__main__":\n(?:(?: {4}.*)?\n)*\Z""")
 
 
-@cache  # the rules' closures overlap: parsing a file for each of them took half of Snakemake's start
-def _imported_modules(text: str, path: Path) -> list[str]:
-    """Dotted names of the package that a file imports anywhere; `from a import b` also as `a.b`: b may be a module."""
-    found = []
+@cache  # the rules' closures overlap: to parse a file for each of them took half of Snakemake's start
+def _imported_files(path: Path, text: str, root: Path) -> list[Path]:
+    """Files that importing anywhere in `path` runs; `from a import b` also as `a.b`, for b may be a module."""
+    modules = set()
     for node in ast.walk(ast.parse(text, filename=str(path))):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in found if name.split(".")[0] == PACKAGE]
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return sorted({file for module in modules for file in _files_of(module, root)})
 
 
 def _files_of(module: str, root: Path) -> Iterator[Path]:
     """The files that importing `module` runs: each parent package's __init__.py and the module itself."""
     parts = module.split(".")
+    if parts[0] != PACKAGE:
+        return
     for end in range(1, len(parts) + 1):
         stem = root.joinpath(*parts[:end])
         for file in (stem.with_suffix(".py"), stem / "__init__.py"):
@@ -54,8 +56,7 @@ def closure(start: str | Path, root: str | Path = ".") -> list[str]:
         if path in seen:
             continue
         seen.add(path)
-        for module in _imported_modules(path.read_text(), path):
-            waiting.extend(_files_of(module, root))
+        waiting += _imported_files(path, path.read_text(), root)
     return sorted(str(path.relative_to(root)) for path in seen)
 
 
