@@ -23,16 +23,18 @@ def test_what_keeps_to_one_worker(nodeid: str, group: str) -> None:
     assert turns.group_of(nodeid) == group
 
 
-def test_the_longest_come_first_and_what_has_a_timed_test_last() -> None:
+def test_the_longest_do_not_meet_and_what_has_a_timed_test_comes_last() -> None:
     tests = [
         ("tests/bench/test_measure.py::test_wrong", False),
         ("tests/bench/test_measure.py::test_slow", True),
         ("tests/workflow/test_dag.py::test_one", True),
         ("tests/bench/test_ladder.py::test_one", False),
         ("tests/slurm/test_run.py::test_one", False),
+        ("tests/test_docs.py::test_one", False),
+        ("tests/slurm/test_run.py::test_two", False),
     ]
-    assert turns.in_order(tests) == [4, 2, 3, 0, 1]
-    assert all((turns.ROOT / name / "conftest.py").exists() for name in turns.LONGEST)
+    assert turns.in_order(tests) == [4, 6, 3, 2, 5, 0, 1]
+    assert all((turns.ROOT / name / "conftest.py").exists() for name in (turns.FIRST, turns.MIDDLE))
 
 
 def test_who_waits_to_be_alone_is_not_passed_by(tmp_path: Path) -> None:
