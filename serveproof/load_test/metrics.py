@@ -15,6 +15,7 @@ from serveproof.load_test.outcomes import Outcome, Planned
 Floats = npt.NDArray[np.float64]
 MS = 1e6
 MAX_LAG_P99_MS = 10.0
+FEWEST_SLICES = 10  # a window shorter than so many seconds is cut finer: bootstrap.interval takes 8 or more
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def good_rates(requests: Iterable[Served], slo: Slo, begin_s: float, end_s: floa
 
 
 def _slices(begin_s: float, end_s: float) -> tuple[int, float]:
-    """Equal slices of about a second: (how many, how long)."""
-    slices = max(1, round(end_s - begin_s))
+    """Equal slices of about a second, or of a tenth of a short window: (how many, how long)."""
+    slices = max(FEWEST_SLICES, round(end_s - begin_s))
     return slices, (end_s - begin_s) / slices
 
 

@@ -50,13 +50,15 @@ def test_one_request_by_hand() -> None:
 
 def test_a_window_counts_tokens_when_they_arrive() -> None:
     requests = [one(1, 0, [500, 1500, 2500], tokens=[1, 3, 5])]
-    assert metrics.token_rates(requests, 0, 1.0, 2.0).tolist() == [3]
-    each = metrics.token_rates(requests, 0, 0.0, 3.0)
-    assert (len(each), each[1], each.sum()) == (3, 3, 9)
+    each = metrics.token_rates(requests, 0, 0.0, 12.0)
+    assert each.tolist() == [1, 3, 5, *[0] * 9]
     early, late = one(2, 0, [1200, 1400]), one(3, 900, [1000, 2100])
-    assert metrics.good_rates([early, late], Slo(1500, 300), 0.0, 4.0).tolist() == [0, 1, 0, 0]
-    assert metrics.good_rates([early, late], Slo(1500, 2000), 2.0, 4.0).tolist() == [1, 0]
-    assert metrics.good_rates([one(4, 0, [])], Slo(1, 1), 0.0, 2.0).tolist() == [0, 0]
+    assert metrics.good_rates([early, late], Slo(1500, 300), 0.0, 12.0).tolist() == [0, 1, *[0] * 10]
+    assert metrics.good_rates([early, late], Slo(1500, 2000), 2.0, 13.0).tolist() == [1, *[0] * 10]
+    assert metrics.good_rates([one(4, 0, [])], Slo(1, 1), 0.0, 12.0).tolist() == [0] * 12
+    short = metrics.token_rates(requests, 0, 1.0, 2.0)  # tenths of a second: as many as an interval takes
+    assert (len(short), float(short.mean())) == (10, pytest.approx(3))
+    assert metrics.good_rates([early, late], Slo(1500, 300), 1.0, 2.0).sum() == pytest.approx(10)
     assert metrics.outstanding(requests, np.asarray([-0.1, 0.0, 2.0, 2.6])).tolist() == [0, 1, 1, 0]
 
 
