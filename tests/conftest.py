@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 from serveproof.errors import UserError
+from tests.locks import locked
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton
@@ -119,9 +119,7 @@ def default_model() -> Path:
         (ROOT / name).read_bytes() for name in ("scripts/prepare_model.py", "serveproof/engine/gguf_reader.py")
     )
     directory = CACHE / f"model-{hashlib.sha256(code).hexdigest()[:12]}"
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another worker may be at it
+    with locked(CACHE / "lock"):  # another worker may be at it
         if (directory / "model.json").exists():
             return directory
         for stale in CACHE.glob("model-*"):

@@ -7,14 +7,15 @@ that is `timed` (tests/host_stalls.py) comes last: it runs when no other does.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.locks import locked
 
 FIRST, MIDDLE = "tests/slurm", "tests/workflow"
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,11 +64,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @contextmanager
 def turn(alone: bool, folder: Path = LOCKS) -> Iterator[None]:
     """Hold the machine, with others or alone. Who waits to be alone keeps the door: nobody slips in before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "door").open("a") as door, (folder / "room").open("a") as room:
-        fcntl.flock(door, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(door, fcntl.LOCK_UN)
+    with ExitStack() as held:
+        with locked(folder / "door"):
+            held.enter_context(locked(folder / "room", shared=not alone))
         yield
 
 

@@ -1,4 +1,4 @@
-"""16-bit products by way of float32: the float32 product rounded once, in any shape, and in the whole engine."""
+"""16-bit products by way of float32: the float32 product rounded once, in any shape, where units are missing alone."""
 
 from __future__ import annotations
 

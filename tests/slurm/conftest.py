@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.locks import locked
 from tests.workflow.conftest import Checkout, Done, fresh
 
 __all__ = ["fresh"]
@@ -34,8 +34,7 @@ PROGRAMS |= {"mariadb-server": "/usr/sbin/mariadbd"}
 def one_at_a_time() -> Iterator[None]:
     """Test runs of several checkouts on this machine take their turn: a port that was free is taken by who asks next,
     and so is dpkg's lock."""
-    with Path(tempfile.gettempdir(), "serveproof-slurm-tests.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(Path(tempfile.gettempdir(), "serveproof-slurm-tests.lock")):
         yield
 
 
