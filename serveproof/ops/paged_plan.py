@@ -14,9 +14,12 @@ import torch
 FIELDS = 6
 MULTIPROCESSORS = 132  # an H200's; where there is no GPU to ask
 SHARED_BYTES = 227 * 1024  # that a multiprocessor of compute capability 9.0 gives its programs
-# What a program's start costs, in tokens that it could have read meanwhile: with it the parts chosen are the fastest of
-# those tried on an H200 (docs/pairs/paged_attention.md).
-START_TOKENS = 192
+# What starting a program costs, and merging one more part of a sequence, in tokens that it could have read meanwhile:
+# the parts chosen by them take 1 % longer than the best that were tried on an H200 (docs/pairs/fp8_kv_cache.md).
+START_TOKENS = 600
+MERGE_TOKENS = 12
+# Programs a multiprocessor that parts are dealt out for: more of them, of one warp each, wait for its issue slots.
+MOST_RESIDENT = 8
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,21 @@ class Tuning:
     flip: bool = False
 
     def resident(self, head_dim: int, itemsize: int) -> int:
-        """How many programs a multiprocessor holds at once: by shared memory, and by registers: 16 warps of 128."""
+        """How many programs a multiprocessor is to hold at once.
+
+        By shared memory, by registers (16 warps of 128), and no more than its issue slots serve.
+        """
         buffers = self.stages - 1 + self.flip
         shared = 2 * max(1, buffers) * self.tile * head_dim * itemsize + 9 * 1024
-        return max(1, min(SHARED_BYTES // shared, 16 // self.warps))
+        return max(1, min(SHARED_BYTES // shared, 16 // self.warps, MOST_RESIDENT))
 
 
-# (head dimension, bytes an element) -> tuning: the best of sweeps on an H200 (docs/pairs/fp8_kv_cache.md). One warp
-# waits for no other between its products; 128 of 2 bytes are more than its registers hold.
+# (head dimension, bytes an element) -> tuning: the best of sweeps on an H200 (docs/pairs/fp8_kv_cache.md). A program
+# of one warp waits for no other between its products; 128 numbers of 2 bytes are more than its registers hold.
 TUNINGS = {
     (64, 2): Tuning(8192, 64, 1, 2),
     (128, 2): Tuning(8192, 64, 4, 2),
-    (64, 1): Tuning(8192, 32, 1, 2),
+    (64, 1): Tuning(8192, 32, 1, 3),
     (128, 1): Tuning(8192, 32, 1, 3),
 }
 DEFAULT = Tuning(1024, 32, 4, 2)
@@ -108,18 +114,20 @@ def chunk_of(lengths_B: torch.Tensor, tuning: Tuning, kv_heads: int, at_once: in
     Parts of one length finish in waves of at_once programs, and a last wave of few leaves most of the GPU idle: with
     1024 programs on 396 places the third wave is half empty. What is left of a sequence after its whole parts fills
     such gaps, the more evenly the smaller it is. So for each multiple of the tile: the whole parts' waves, or the mean
-    load plus a mean rest, whichever is longer, plus what starting the programs costs. Where no length up to
-    tuning.chunk takes at most `most` parts: total / (most - B) tokens never take more.
+    load plus a mean rest, whichever is longer, plus what starting the programs costs, plus the longest merge. Where no
+    length up to tuning.chunk takes at most `most` parts: total / (most - B) tokens never take more.
     """
     lengths_B = lengths_B.long()
     chunk_C = torch.arange(tuning.tile, tuning.chunk + 1, tuning.tile, device=lengths_B.device)
-    parts_C = parts_of(lengths_B, chunk_C[:, None]).sum(1)
+    parts_CB = parts_of(lengths_B, chunk_C[:, None])
+    parts_C = parts_CB.sum(1)
     whole_C = (lengths_B // chunk_C[:, None]).sum(1) * kv_heads
     rest_CB = lengths_B % chunk_C[:, None]
     rest_C = rest_CB.sum(1) / (rest_CB > 0).sum(1).clamp(min=1)
     waves_C = (whole_C + at_once - 1) // at_once * chunk_C
     mean = lengths_B.sum() * kv_heads / at_once
     cost_C = torch.maximum(waves_C.double(), mean + rest_C) + parts_C * kv_heads / at_once * START_TOKENS
+    cost_C = cost_C + (parts_CB.amax(1) - 1) * MERGE_TOKENS
     if most is None:
         return (cost_C.argmin() + 1) * tuning.tile
     fits_C = parts_C <= most
