@@ -33,6 +33,8 @@ RATIOS = {
 OVERLOAD = "goodput_overload_over_steady"
 # At twice what it can carry a server must still serve half of what it serves below it, whatever was measured before.
 COLLAPSE = 0.5
+# A steady load that keeps its SLO in fewer of its requests than this has no goodput to hold an overload against.
+KEPT = 0.5
 # An expectation's lower bound never lies below these: fair, or chunked, that is no better than the other pays nothing.
 FLOORS = {**{metric: 1.0 for metric, *_ in RATIOS.values()}, OVERLOAD: COLLAPSE}
 # of each server and scenario, on a GPU -> is higher better
@@ -96,6 +98,11 @@ def _overload(record: LoadRecord, steady: LoadRecord) -> Figure:
     """Goodput at twice the capacity over goodput below it, which may be another server's: a bound on the queue is what
     overload needs and a steady load never meets."""
     found = _compared(f"overload/{record.server}", OVERLOAD, "good_per_s", record, steady)
+    missed = [run.good_share for run in steady.runs if run.good_share and run.good_share.high < KEPT]
+    if missed and fault_of(record) is None and fault_of(steady) is None:
+        load = f"{steady.server} at a steady load kept {steady.slo.ttft_ms:g}:{steady.slo.tpot_ms:g} ms"
+        reason = f"{load} in {100 * missed[0].value:.0f} % of its requests: set serving.slo to what can be kept here"
+        return dataclasses.replace(found, fault=("inconclusive", reason))
     nothing = all(run.good_per_s == 0 for run in record.runs) and all(run.good_per_s for run in steady.runs)
     if (nothing and fault_of(record) is None) or (found.estimate and found.estimate.high < COLLAPSE):
         reason = f"goodput collapses under overload: below {COLLAPSE:g} of that of {steady.server} at a steady load"

@@ -129,6 +129,20 @@ def test_goodput_that_collapses_is_a_regression() -> None:
     assert only(load_judging.judge(moving, known)).verdict == "met", "overload is never steady"
 
 
+def test_a_steady_load_that_misses_its_slo_has_no_goodput_to_lose() -> None:
+    """Seen on a CPU without units for bfloat16: overload had "collapsed", to a third of nearly nothing."""
+    slow = record("first_come", "steady", one=run(good_share=Estimate(0.13, 0.06, 0.24, "")), good_per_s=0.6)
+    overload = record("bounded", "overload", good_per_s=0.2)
+    verdict = only(load_judging.judge([slow, overload], None))
+    assert (verdict.verdict, verdict.value) == ("inconclusive", pytest.approx(1 / 3))
+    assert "first_come at a steady load kept 1:1 ms in 13 % of its requests: set serving.slo" in verdict.reason
+    assert expected([slow, overload]).serving == {}
+    unanswered = record("bounded", "overload", one=run(answered_share=0.9), good_per_s=0.2)
+    assert only(load_judging.judge([slow, unanswered], None)).verdict == "failed", "the worse of the two is told"
+    unsure = record("first_come", "steady", one=run(good_share=Estimate(0.4, 0.2, 0.6, "")), good_per_s=5)
+    assert only(load_judging.judge([unsure, overload], None)).verdict == "failed"
+
+
 def test_another_workload_machine_or_no_run_never_passes() -> None:
     known = expected(tenants())
     other = tenants()
