@@ -55,7 +55,7 @@ def theme(width: int) -> dict[str, Any]:
         "numberFormat": ".4~r",
         "view": {"stroke": GRID},
         # The reader's letters may be wider than those that the drawing was measured with.
-        "padding": {"left": 22, "right": 10, "top": 5, "bottom": 5},
+        "padding": {"left": 30, "right": 10, "top": 5, "bottom": 5},
         "axis": {
             **words,
             "titleFontWeight": 500,

@@ -48,6 +48,14 @@ class CaseRow:
         return self.verified and speedup is not None and speedup.low > 1.0
 
     @property
+    def told(self) -> Verdict | None:
+        """The verdict that asks most for a look; of equal ones the speedup's, then the optimized side's."""
+        judged = [one for one in (self.verdict, *self.others) if one is not None]
+        return min(
+            judged, key=lambda one: (URGENT_FIRST.index(one.verdict), one.metric.startswith("baseline")), default=None
+        )
+
+    @property
     def called(self) -> list[str]:
         """Every verdict and status that this case has, as words.BADGES names them."""
         judged: list[str] = [one.verdict for one in (self.verdict, *self.others) if one is not None]

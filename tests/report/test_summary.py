@@ -56,6 +56,27 @@ def test_pays_only_where_its_accuracy_gate_did_not_fail(folder: Path, outcome: V
     assert [cell.badge.sign for cell in row.cells if cell.badge][1] == ("✓" if pays else "✗")
 
 
+@pytest.mark.parametrize(
+    ("speedup", "others", "told"),
+    [
+        ("met", {"optimized_ms": "met"}, "speedup"),
+        ("met", {"baseline_ms": "met", "optimized_ms": "regressed"}, "optimized_ms"),
+        (None, {"baseline_gpu_busy_ms": "met", "optimized_gpu_busy_ms": "met"}, "optimized_gpu_busy_ms"),
+        (None, {"baseline_gpu_busy_ms": "inconclusive", "optimized_gpu_busy_ms": "met"}, "baseline_gpu_busy_ms"),
+        (None, {}, None),
+    ],
+)
+def test_a_case_tells_the_verdict_that_asks_most_for_a_look(
+    folder: Path, speedup: VerdictName | None, others: dict[str, VerdictName], told: str | None
+) -> None:
+    """A slower optimized side must not hide behind a speedup that passed, or that has no expectation."""
+    judged = {"speedup": speedup, **others}
+    found = [fake_results.verdict("a/one", one, "why", metric=name) for name, one in judged.items() if one]
+    results.write(folder / "judgement.json", Judgement("cpu", "none", 2.0, found))
+    (row,) = summary.case_rows(add(folder, "a", 1.3, 0.02))
+    assert (row.told.metric if row.told else None) == told
+
+
 def test_a_pair_is_called_by_what_asks_most_for_a_look(folder: Path) -> None:
     machine = collect(fake_results.write_machine(folder))
     found = {pair: summary.called(rows) for pair, rows in summary.rows_by_pair(machine).items()}
