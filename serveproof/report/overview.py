@@ -184,7 +184,7 @@ def _accuracy(gate: Verdict | None) -> StatCell:
 
 
 def _bound(cases: Sequence[MeasureCase]) -> StatCell:
-    found = dict.fromkeys(case.optimized.bound_by or case.bound_by for case in cases if case.optimized)
+    found = dict.fromkeys(words.bound(case, case.optimized) for case in cases if case.optimized)
     text = ", ".join(name for name in found if name)
     return StatCell(text or "–", float(len(text)))
 

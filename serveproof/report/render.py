@@ -146,6 +146,7 @@ def _environment() -> jinja2.Environment:
     environment.globals.update(
         figure=numbers.figure,
         bounds=numbers.bounds,
+        bound=words.bound,
         timing_rows=words.timing_rows,
         machine_rows=words.machine_rows,
         placed=jobs.placed,

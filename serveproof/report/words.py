@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from serveproof.report import numbers
-from serveproof.results import HardwareRecord, Timing
+from serveproof.results import HardwareRecord, MeasureCase, SideSummary, Timing
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ METHODS = {
     "cuda_events": "CUDA events around the calls, enqueued behind a spin so that launch latency is not in the time",
     "cupti": "CUPTI's stamps on the GPU: from the first kernel's start to the last one's end, enqueued behind a spin",
 }
-BOUND_BY = {
-    "bytes": "bytes",
-    "flops": "FLOPs",
-    "launches": "launches: the host takes as long to enqueue a call as the GPU to run it",
-}
 REASONS_SHOWN = 6
 GATE_WORDS = {"met": "within the gate", "regressed": "beyond the gate"}
 
@@ -51,6 +46,13 @@ GATE_WORDS = {"met": "within the gate", "regressed": "beyond the gate"}
 def badge(name: str) -> Badge:
     """The badge of a verdict or status."""
     return BADGES[name]
+
+
+def bound(case: MeasureCase, side: SideSummary) -> str:
+    """What binds a side. Behind a spin launches are not in its time: they bind who calls it without a graph."""
+    if side.bound_by != "launches" or case.timing is None or case.timing.method == "host_clock":
+        return side.bound_by or case.bound_by
+    return f"{case.bound_by} (eager: launches)" if case.bound_by else "eager: launches"
 
 
 def gate_badge(name: str) -> Badge:
