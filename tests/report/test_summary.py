@@ -68,7 +68,8 @@ def test_pays_only_where_its_accuracy_gate_did_not_fail(folder: Path, outcome: V
 def test_launches_do_not_bind_a_time_that_they_are_not_in(method: str, bound_by: str, told: str) -> None:
     """97 % of the memory's bandwidth and "bound by launches" stood in one row."""
     case = fake_results.passed("one", 2.0, 1.0, {}, False, "")
-    assert case.timing and case.optimized
+    assert case.timing is not None
+    assert case.optimized is not None
     timing = msgspec.structs.replace(case.timing, method=method)
     side = msgspec.structs.replace(case.optimized, bound_by=bound_by)
     assert words.bound(msgspec.structs.replace(case, timing=timing), side) == told
