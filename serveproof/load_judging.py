@@ -98,13 +98,14 @@ def _overload(record: LoadRecord, steady: LoadRecord) -> Figure:
     """Goodput at twice the capacity over goodput below it, which may be another server's: a bound on the queue is what
     overload needs and a steady load never meets."""
     found = _compared(f"overload/{record.server}", OVERLOAD, "good_per_s", record, steady)
+    sound = fault_of(record) is None
     missed = [run.good_share for run in steady.runs if run.good_share and run.good_share.value < KEPT]
-    if missed and fault_of(record) is None and fault_of(steady) is None:
+    if missed and sound and fault_of(steady) is None:
         load = f"{steady.server} at a steady load kept {steady.slo.ttft_ms:g}:{steady.slo.tpot_ms:g} ms"
         reason = f"{load} in {100 * missed[0].value:.0f} % of its requests: set serving.slo to what can be kept here"
         return dataclasses.replace(found, fault=("inconclusive", reason))
     nothing = all(run.good_per_s == 0 for run in record.runs) and all(run.good_per_s for run in steady.runs)
-    if (nothing and fault_of(record) is None) or (found.estimate and found.estimate.high < COLLAPSE):
+    if (nothing and sound) or (found.estimate and found.estimate.high < COLLAPSE):
         reason = f"goodput collapses under overload: below {COLLAPSE:g} of that of {steady.server} at a steady load"
         return dataclasses.replace(found, fault=("failed", reason))
     return found

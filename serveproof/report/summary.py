@@ -48,17 +48,23 @@ class CaseRow:
         return self.verified and speedup is not None and speedup.low > 1.0
 
     @property
+    def judged(self) -> list[Verdict]:
+        """Every verdict of this case, the speedup's first."""
+        return [one for one in (self.verdict, *self.others) if one is not None]
+
+    @property
     def told(self) -> Verdict | None:
         """The verdict that asks most for a look; of equal ones the speedup's, then the optimized side's."""
-        judged = [one for one in (self.verdict, *self.others) if one is not None]
-        return min(
-            judged, key=lambda one: (URGENT_FIRST.index(one.verdict), one.metric.startswith("baseline")), default=None
-        )
+
+        def place(one: Verdict) -> tuple[int, bool]:
+            return URGENT_FIRST.index(one.verdict), one.metric.startswith("baseline")
+
+        return min(self.judged, key=place, default=None)
 
     @property
     def called(self) -> list[str]:
         """Every verdict and status that this case has, as words.BADGES names them."""
-        judged: list[str] = [one.verdict for one in (self.verdict, *self.others) if one is not None]
+        judged: list[str] = [one.verdict for one in self.judged]
         return [self.status, *judged] if self.status != "passed" else judged or ["passed"]
 
 
@@ -151,8 +157,9 @@ def urgency(rows: Sequence[CaseRow]) -> int:
 
 
 def other_verdicts(machine: Machine) -> list[Verdict]:
-    """Verdicts that no row of the verdicts table shows: on other metrics, or on cases that did not run here."""
-    shown = {id(row.verdict) for row in case_rows(machine) if row.verdict is not None}
+    """Verdicts on other figures than speedups, a speedup's where its row tells another, and of cases that did not run
+    here."""
+    shown = {id(row.verdict) for row in case_rows(machine) if row.verdict is row.told}
     elsewhere = ("perplexity/", "served/", "serving/")
     return [one for one in verdicts(machine) if id(one) not in shown and not one.subject.startswith(elsewhere)]
 

@@ -92,8 +92,11 @@ def test_a_case_tells_the_verdict_that_asks_most_for_a_look(
     judged = {"speedup": speedup, **others}
     found = [fake_results.verdict("a/one", one, "why", metric=name) for name, one in judged.items() if one]
     results.write(folder / "judgement.json", Judgement("cpu", "none", 2.0, found))
-    (row,) = summary.case_rows(add(folder, "a", 1.3, 0.02))
+    machine = add(folder, "a", 1.3, 0.02)
+    (row,) = summary.case_rows(machine)
     assert (row.told.metric if row.told else None) == told
+    listed = {one.metric for one in summary.other_verdicts(machine)}
+    assert listed == {one.metric for one in found} - ({"speedup"} if told == "speedup" else set()), "none is lost"
 
 
 def test_a_pair_is_called_by_what_asks_most_for_a_look(folder: Path) -> None:
